@@ -1,0 +1,1 @@
+//! Length-preserving encryption of blocks: batched AES-XTS (IEEE 1619).

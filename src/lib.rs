@@ -1,0 +1,3 @@
+//! A vhost-user-blk backend that presents a zoned, encrypted disk.
+#![warn(missing_docs)]
+pub mod crypt;

@@ -1,0 +1,2 @@
+//! The `zonevault` command.
+fn main() {}

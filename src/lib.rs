@@ -1,3 +1,4 @@
 //! A vhost-user-blk backend that presents a zoned, encrypted disk.
 #![warn(missing_docs)]
 pub mod crypt;
+pub mod geometry;

@@ -2,3 +2,5 @@
 #![warn(missing_docs)]
 pub mod crypt;
 pub mod geometry;
+pub mod store;
+pub mod zone;

@@ -1,0 +1,110 @@
+//! Where bytes live: the [`Medium`] holds an image, a [`Store`] is one worker's channel to it.
+//!
+//! The store knows offsets and buffers and nothing of what they mean. Two kinds of access share
+//! an image and never a byte range: *metadata* (header, protectors, zone records) is small, goes
+//! through the page cache synchronously ([`Medium::read_at`], [`Medium::write_at`]) and so
+//! outlives a killed daemon the moment the call returns; *data* goes through a [`Store`],
+//! asynchronously where that pays. One [`Op::Sync`], or [`Medium::sync`], makes both durable.
+//!
+//! Media assumptions: a 512-byte sector is written whole or not at all; what was written before a
+//! successful sync survives power loss; after a failed sync nothing is known about unsynced
+//! writes.
+
+mod buffer;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+pub use buffer::IoBuf;
+
+/// Names an operation between its submission and its completion. Chosen by the submitter.
+pub type Token = u64;
+
+/// One operation on the data of an image. It owns its buffer until it is completed.
+#[derive(Debug)]
+pub enum Op {
+    /// Fill the whole buffer from byte `offset`.
+    Read {
+        /// Byte offset in the image.
+        offset: u64,
+        /// Filled on success; of unspecified content on failure.
+        buf: IoBuf,
+    },
+    /// Write the whole buffer at byte `offset`.
+    Write {
+        /// Byte offset in the image.
+        offset: u64,
+        /// What to write.
+        buf: IoBuf,
+    },
+    /// Make everything that completed before durable (fdatasync).
+    Sync,
+    /// Give back the space of a byte range. Reads of it are zero bytes or the old bytes
+    /// afterwards: a hint, for space only.
+    Deallocate {
+        /// First byte.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+}
+
+/// The end of an operation. Exactly one follows every accepted [`Op`].
+#[derive(Debug)]
+pub struct Completion {
+    /// What the submitter called it.
+    pub token: Token,
+    /// All of it was done, or it failed; a short transfer is never a success.
+    pub result: io::Result<()>,
+    /// The buffer of a read or a write, given back.
+    pub buf: Option<IoBuf>,
+}
+
+/// One worker's asynchronous channel to the data of an image. Not shared between threads.
+///
+/// Offsets and lengths are multiples of what [`Medium::alignment`] demands; the caller keeps that.
+/// Dropping a store waits for what is in flight: the kernel may hold its buffers until then.
+pub trait Store: Send {
+    /// Takes an operation over. It completes through [`Store::reap`], also when it fails at once.
+    fn submit(&mut self, op: Op, token: Token);
+
+    /// Hands what was submitted to the kernel, in one call.
+    fn kick(&mut self);
+
+    /// Moves finished operations to the end of `done`; never blocks.
+    fn reap(&mut self, done: &mut Vec<Completion>);
+
+    /// Operations submitted and not yet reaped.
+    fn in_flight(&self) -> usize;
+
+    /// A descriptor that polls readable when [`Store::reap`] has something that completed
+    /// asynchronously, or `None` if everything completes inside [`Store::submit`].
+    fn event(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Blocks until an operation in flight has finished, or for at most `timeout`.
+    fn wait(&mut self, timeout: std::time::Duration);
+}
+
+/// An image: the shared handle, from which each worker draws its own [`Store`].
+pub trait Medium: Send + Sync + 'static {
+    /// The channel that a worker gets.
+    type Store: Store;
+
+    /// Opens a channel that carries up to `depth` operations at once.
+    fn open_store(&self, depth: u32) -> io::Result<Self::Store>;
+
+    /// Length of the image in bytes.
+    fn size(&self) -> io::Result<u64>;
+
+    /// What offsets, lengths and buffers of data operations must be multiples of, in bytes.
+    fn alignment(&self) -> u64;
+
+    /// Reads metadata; the whole buffer or an error.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// Writes metadata into the page cache (or beyond); the whole buffer or an error.
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()>;
+
+    /// Makes everything written so far durable.
+    fn sync(&self) -> io::Result<()>;
+}

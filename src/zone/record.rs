@@ -1,0 +1,127 @@
+//! Which of a zone record's two copies is written next.
+
+use super::ZoneRecord;
+
+/// One of the two places of a zone record on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RecordCopy {
+    /// In the first record area.
+    A,
+    /// In the second.
+    B,
+}
+
+impl RecordCopy {
+    /// The other place.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+}
+
+/// A zone record as it was found on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// Its content.
+    pub record: ZoneRecord,
+    /// Its sequence number.
+    pub sequence: u64,
+    /// Where it was found.
+    pub copy: RecordCopy,
+}
+
+/// An order to write a zone record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordWrite {
+    /// The content.
+    pub record: ZoneRecord,
+    /// The sequence number: the highest of the two copies is the valid one.
+    pub sequence: u64,
+    /// The place to write to.
+    pub copy: RecordCopy,
+}
+
+/// Where the newest record of a zone is, and whether it is durable.
+///
+/// Write order: as long as the newest copy is not durable, it is rewritten in place; once a sync
+/// has made it durable, the next write goes to the other copy. So at any moment one copy is not
+/// in flight, and power loss costs at most what was not flushed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RecordPlace {
+    sequence: u64,
+    newest: RecordCopy,
+    durable: bool,
+}
+
+impl RecordPlace {
+    pub(super) fn loaded(sequence: u64, newest: RecordCopy) -> Self {
+        Self {
+            sequence,
+            newest,
+            durable: true,
+        }
+    }
+
+    /// The place and number for the next record.
+    pub(super) fn advance(&mut self, record: ZoneRecord) -> RecordWrite {
+        if self.durable {
+            self.newest = self.newest.other();
+            self.durable = false;
+        }
+        self.sequence = self.sequence.saturating_add(1);
+        RecordWrite {
+            record,
+            sequence: self.sequence,
+            copy: self.newest,
+        }
+    }
+
+    /// The number of the newest record.
+    pub(super) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// A sync covered record `sequence`; says whether that is still the newest one.
+    pub(super) fn synced(&mut self, sequence: u64) -> bool {
+        if self.sequence == sequence {
+            self.durable = true;
+        }
+        self.durable
+    }
+
+    /// Whether the newest record is durable.
+    pub(super) fn is_durable(&self) -> bool {
+        self.durable
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::{Blocks, Generation};
+    use crate::zone::{Epoch, ZoneSalt, ZoneState};
+
+    #[test]
+    fn the_durable_copy_is_never_in_flight() {
+        let record = ZoneRecord {
+            state: ZoneState::Empty,
+            written: Blocks(0),
+            durable: Blocks(0),
+            generation: Generation(0),
+            epoch: Epoch(0),
+            salt: ZoneSalt([0; 32]),
+        };
+        let mut place = RecordPlace::loaded(7, RecordCopy::A);
+        let first = place.advance(record);
+        assert_eq!((first.copy, first.sequence), (RecordCopy::B, 8));
+        let second = place.advance(record);
+        assert_eq!((second.copy, second.sequence), (RecordCopy::B, 9));
+        assert!(!place.synced(8), "the sync did not cover the newest");
+        assert_eq!(place.advance(record).copy, RecordCopy::B);
+        assert!(place.synced(10));
+        assert_eq!(place.advance(record).copy, RecordCopy::A);
+    }
+}

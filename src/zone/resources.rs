@@ -1,0 +1,77 @@
+//! The two limits: how many zones may be open, and how many active.
+
+use crate::geometry::ZoneIndex;
+
+use super::ZoneState;
+
+/// Counts open and active zones against their limits (0 = none).
+#[derive(Debug)]
+pub(super) struct Resources {
+    max_open: u32,
+    max_active: u32,
+    active: u32,
+    /// Every open zone, in no order; searched only when a slot must be freed.
+    open: Vec<ZoneIndex>,
+}
+
+impl Resources {
+    pub(super) fn new(max_open: u32, max_active: u32) -> Self {
+        Self {
+            max_open,
+            max_active,
+            active: 0,
+            open: Vec::new(),
+        }
+    }
+
+    /// Books the change of `zone` from one state to another.
+    pub(super) fn change(&mut self, zone: ZoneIndex, from: ZoneState, to: ZoneState) {
+        if from.is_active() && !to.is_active() {
+            self.active -= 1;
+        }
+        if !from.is_active() && to.is_active() {
+            self.active += 1;
+        }
+        if from.is_open() && !to.is_open() {
+            self.open.retain(|&open| open != zone);
+        }
+        if !from.is_open() && to.is_open() {
+            self.open.push(zone);
+        }
+    }
+
+    /// No zone more may become active.
+    pub(super) fn active_full(&self) -> bool {
+        self.max_active != 0 && self.active >= self.max_active
+    }
+
+    /// No zone more may become open.
+    pub(super) fn open_full(&self) -> bool {
+        self.max_open != 0 && self.open_count() >= self.max_open
+    }
+
+    /// More are active than the limit allows (only a recovery can find it so).
+    pub(super) fn active_exceeded(&self) -> bool {
+        self.max_active != 0 && self.active > self.max_active
+    }
+
+    /// More are open than the limit allows (only a recovery can find it so).
+    pub(super) fn open_exceeded(&self) -> bool {
+        self.max_open != 0 && self.open_count() > self.max_open
+    }
+
+    /// Zones open now.
+    pub(super) fn open_count(&self) -> u32 {
+        u32::try_from(self.open.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Zones active now.
+    pub(super) fn active_count(&self) -> u32 {
+        self.active
+    }
+
+    /// The open zones.
+    pub(super) fn open_zones(&self) -> &[ZoneIndex] {
+        &self.open
+    }
+}

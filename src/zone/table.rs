@@ -1,0 +1,770 @@
+//! The zone table: every zone's state behind one lock that is never held across I/O.
+
+use parking_lot::Mutex;
+
+use crate::geometry::{Blocks, Generation, Geometry, Sector, ZoneIndex, ZoneType};
+
+use super::line::{Line, Released, Ticket};
+use super::record::{Loaded, RecordPlace, RecordWrite};
+use super::recover::{Opening, recover, switched_off};
+use super::resources::Resources;
+use super::{Epoch, RecordCopy, ZoneError, ZoneInfo, ZoneRecord, ZoneSalt, ZoneState};
+
+/// Failed writes at one write pointer after which a zone turns read-only: the medium will not
+/// take that place, and a guest that retries for ever gains nothing.
+const MAX_FAILURES_AT_ONE_PLACE: u8 = 3;
+
+/// Whether an operation may go on now.
+#[derive(Debug)]
+#[must_use]
+pub enum Admission<T> {
+    /// Go on.
+    Granted(T),
+    /// The zone is busy; the ticket comes back as [`Released::Retry`].
+    Parked,
+}
+
+/// The right, and the duty, to write a reserved range of a zone. Handed back by
+/// [`Table::complete`], exactly once.
+#[derive(Debug)]
+#[must_use]
+pub struct Grant {
+    /// The zone.
+    pub zone: ZoneIndex,
+    /// First reserved block.
+    pub start: Blocks,
+    /// The generation whose key encrypts it.
+    pub generation: Generation,
+    /// Zone that lost its open slot to this one, whose record must be written ([`Table::settle`]).
+    pub closed: Option<ZoneIndex>,
+    number: u64,
+}
+
+/// What a read needs to know of a zone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadView {
+    /// The generation whose key decrypts it.
+    pub generation: Generation,
+    /// Blocks from here on have no data and read as zeroes.
+    pub written: Blocks,
+}
+
+/// What [`Table::settle`] wants done before anyone is told.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Settled {
+    /// A zone record to write first.
+    pub record: Option<RecordWrite>,
+    /// Who is to be told afterwards.
+    pub released: Vec<Released>,
+}
+
+/// What a flush covers: taken before its sync, given back after.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct FlushMark {
+    zones: Vec<MarkedZone>,
+}
+
+#[derive(Debug)]
+struct MarkedZone {
+    zone: ZoneIndex,
+    sequence: u64,
+    generation: Generation,
+    written: Blocks,
+}
+
+#[derive(Debug)]
+struct Zone {
+    state: ZoneState,
+    /// Blocks acknowledged.
+    written: Blocks,
+    /// Blocks covered by a completed flush.
+    durable: Blocks,
+    /// Blocks granted: where the next write goes.
+    reserved: Blocks,
+    generation: Generation,
+    epoch: Epoch,
+    salt: ZoneSalt,
+    place: RecordPlace,
+    /// The record on disk is older than this.
+    touched: bool,
+    /// In `Inner::undurable`.
+    listed: bool,
+    /// A reset is under way.
+    exclusive: bool,
+    /// When it was last written to, for the implicit close.
+    last_use: u64,
+    /// Where the last write failed, and how often in a row.
+    failures: (Blocks, u8),
+    /// Allocated with the first write after it was idle; most zones of a large disk are.
+    line: Option<Box<Line>>,
+}
+
+impl Zone {
+    fn record(&self) -> ZoneRecord {
+        ZoneRecord {
+            state: self.state,
+            written: self.written,
+            durable: self.durable,
+            generation: self.generation,
+            epoch: self.epoch,
+            salt: self.salt,
+        }
+    }
+
+    fn line(&mut self) -> &mut Line {
+        self.line.get_or_insert_with(Box::default)
+    }
+
+    /// Nothing in flight and nobody waiting.
+    fn is_idle(&self) -> bool {
+        !self.exclusive && self.line.as_ref().is_none_or(|line| line.is_idle())
+    }
+
+    /// Nothing in flight.
+    fn is_at_rest(&self) -> bool {
+        !self.exclusive && self.line.as_ref().is_none_or(|line| line.is_empty())
+    }
+
+    /// A reset holds the zone or someone waits for it: who comes now waits behind, or a stream of
+    /// appends could keep a reset waiting for ever.
+    fn must_wait(&self) -> bool {
+        self.exclusive || self.line.as_ref().is_some_and(|line| line.has_parked())
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    zones: Vec<Zone>,
+    resources: Resources,
+    /// Zones whose newest record is not durable yet.
+    undurable: Vec<ZoneIndex>,
+    clock: u64,
+    epoch: Epoch,
+}
+
+impl Inner {
+    fn zone(&mut self, zone: ZoneIndex) -> Option<&mut Zone> {
+        self.zones.get_mut(zone.as_usize())
+    }
+
+    fn set_state(&mut self, index: ZoneIndex, to: ZoneState) {
+        let Some(zone) = self.zones.get_mut(index.as_usize()) else {
+            return;
+        };
+        if zone.state != to {
+            self.resources.change(index, zone.state, to);
+            zone.state = to;
+            zone.touched = true;
+        }
+    }
+
+    /// Takes the resources for opening `index`, closing the least recently used implicitly open
+    /// zone if that makes room. Returns the zone that was closed.
+    fn obtain(&mut self, index: ZoneIndex) -> Result<Option<ZoneIndex>, ZoneError> {
+        let state = self
+            .zone(index)
+            .map_or(ZoneState::Offline, |zone| zone.state);
+        if state.is_open() {
+            return Ok(None);
+        }
+        // Both limits hit: the specification lets ACTIVE_RESOURCE win.
+        if !state.is_active() && self.resources.active_full() {
+            return Err(ZoneError::ActiveResource);
+        }
+        if !self.resources.open_full() {
+            return Ok(None);
+        }
+        let victim = self.least_recently_used().ok_or(ZoneError::OpenResource)?;
+        self.set_state(victim, self.closed_state_of(victim));
+        Ok(Some(victim))
+    }
+
+    fn least_recently_used(&self) -> Option<ZoneIndex> {
+        self.resources
+            .open_zones()
+            .iter()
+            .filter_map(|&index| Some((index, self.zones.get(index.as_usize())?)))
+            .filter(|(_, zone)| zone.state == ZoneState::ImplicitOpen)
+            .min_by_key(|(_, zone)| zone.last_use)
+            .map(|(index, _)| index)
+    }
+
+    /// What a zone becomes when it loses its open slot.
+    fn closed_state_of(&self, index: ZoneIndex) -> ZoneState {
+        match self.zones.get(index.as_usize()) {
+            Some(zone) if zone.reserved.0 == 0 => ZoneState::Empty,
+            _ => ZoneState::Closed,
+        }
+    }
+
+    /// Brings a recovered disk under its limits: first by closing, then by finishing.
+    fn enforce_limits(&mut self, geometry: &Geometry) {
+        while self.resources.open_exceeded() {
+            let Some(&index) = self.resources.open_zones().last() else {
+                return;
+            };
+            self.set_state(index, self.closed_state_of(index));
+        }
+        for index in geometry.all_zones() {
+            if !self.resources.active_exceeded() {
+                return;
+            }
+            if let Some(zone) = self.zone(index)
+                && zone.state == ZoneState::Closed
+            {
+                zone.reserved = geometry.zone_capacity_blocks(index);
+                self.set_state(index, ZoneState::Full);
+            }
+        }
+    }
+
+    fn list_undurable(&mut self, index: ZoneIndex) {
+        if let Some(zone) = self.zones.get_mut(index.as_usize())
+            && !zone.listed
+        {
+            zone.listed = true;
+            self.undurable.push(index);
+        }
+    }
+
+    /// The next record of a zone, placed and numbered.
+    fn next_record(&mut self, index: ZoneIndex) -> Option<RecordWrite> {
+        let epoch = self.epoch;
+        let zone = self.zone(index)?;
+        zone.touched = false;
+        zone.epoch = epoch;
+        let record = zone.record();
+        let write = zone.place.advance(record);
+        self.list_undurable(index);
+        Some(write)
+    }
+}
+
+/// All zones of a disk.
+#[derive(Debug)]
+pub struct Table {
+    geometry: Geometry,
+    inner: Mutex<Inner>,
+}
+
+impl Table {
+    /// Builds the table from the zone records of a disk that was left as `opening` says; changes
+    /// are booked under `epoch` from now on. A zone without a valid record is offline. Open and
+    /// active zones are brought under the limits. [`Table::touched`] tells whose record changed.
+    pub fn new(
+        geometry: Geometry,
+        records: Vec<Option<Loaded>>,
+        opening: Opening,
+        epoch: Epoch,
+    ) -> Self {
+        let mut inner = Inner {
+            zones: Vec::with_capacity(records.len()),
+            resources: Resources::new(geometry.max_open(), geometry.max_active()),
+            undurable: Vec::new(),
+            clock: 0,
+            epoch,
+        };
+        let mut records = records.into_iter();
+        for index in geometry.all_zones() {
+            let zone = load_zone(&geometry, index, records.next().flatten(), opening);
+            inner.resources.change(index, ZoneState::Empty, zone.state);
+            inner.zones.push(zone);
+        }
+        inner.enforce_limits(&geometry);
+        Self {
+            geometry,
+            inner: Mutex::new(inner),
+        }
+    }
+
+    /// The shape of the disk.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Zones whose record on disk is out of date.
+    pub fn touched(&self) -> Vec<ZoneIndex> {
+        let inner = self.inner.lock();
+        let zones = self.geometry.all_zones().zip(&inner.zones);
+        zones
+            .filter(|(_, zone)| zone.touched)
+            .map(|(index, _)| index)
+            .collect()
+    }
+
+    /// Open and active zones now.
+    pub fn resources(&self) -> (u32, u32) {
+        let inner = self.inner.lock();
+        (inner.resources.open_count(), inner.resources.active_count())
+    }
+
+    /// Admits a read: how far data goes, and under which key.
+    pub fn admit_read(&self, index: ZoneIndex) -> Result<ReadView, ZoneError> {
+        let mut inner = self.inner.lock();
+        let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
+        match zone.state {
+            ZoneState::Offline => Err(ZoneError::InvalidCommand),
+            ZoneState::NotWritePointer => Ok(ReadView {
+                generation: zone.generation,
+                written: self.geometry.zone_capacity_blocks(index),
+            }),
+            _ => Ok(ReadView {
+                generation: zone.generation,
+                written: zone.written,
+            }),
+        }
+    }
+
+    /// The salt of a zone, if `generation` is still the one that counts.
+    pub fn salt(&self, index: ZoneIndex, generation: Generation) -> Option<ZoneSalt> {
+        let mut inner = self.inner.lock();
+        let zone = inner.zone(index)?;
+        (zone.generation == generation).then_some(zone.salt)
+    }
+
+    /// Admits a write of `count` blocks (above 0) to a sequential zone: at block `at`, or, for
+    /// `None`, wherever the write pointer is (a zone append).
+    pub fn admit_write(
+        &self,
+        index: ZoneIndex,
+        at: Option<Blocks>,
+        count: Blocks,
+        ticket: Ticket,
+    ) -> Result<Admission<Grant>, ZoneError> {
+        let capacity = self.geometry.zone_capacity_blocks(index);
+        if self.geometry.zone_type(index) != ZoneType::Sequential {
+            return Err(ZoneError::InvalidCommand);
+        }
+        let mut inner = self.inner.lock();
+        let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
+        if zone.must_wait() {
+            zone.line().park(ticket);
+            return Ok(Admission::Parked);
+        }
+        if zone.line.as_ref().is_some_and(|line| line.has_failed()) {
+            return Err(ZoneError::Failed);
+        }
+        match zone.state {
+            ZoneState::Full | ZoneState::ReadOnly | ZoneState::Offline => {
+                return Err(ZoneError::InvalidCommand);
+            }
+            _ => {}
+        }
+        let start = zone.reserved;
+        if start >= capacity {
+            return Err(ZoneError::InvalidCommand);
+        }
+        if at.is_some_and(|at| at != start) {
+            return Err(ZoneError::UnalignedWritePointer);
+        }
+        let end = start
+            .0
+            .checked_add(count.0)
+            .map(Blocks)
+            .filter(|&end| end <= capacity)
+            .ok_or(ZoneError::InvalidCommand)?;
+        let closed = inner.obtain(index)?;
+        inner.clock += 1;
+        let clock = inner.clock;
+        let opens = inner.zone(index).is_some_and(|zone| !zone.state.is_open());
+        if opens {
+            inner.set_state(index, ZoneState::ImplicitOpen);
+        }
+        let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
+        zone.last_use = clock;
+        zone.reserved = end;
+        let generation = zone.generation;
+        let number = zone.line().join(end, ticket);
+        Ok(Admission::Granted(Grant {
+            zone: index,
+            start,
+            generation,
+            closed,
+            number,
+        }))
+    }
+
+    /// Hands a grant back. Nobody is told before [`Table::settle`].
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a grant is consumed here, once"
+    )]
+    pub fn complete(&self, grant: Grant, ok: bool) {
+        let mut inner = self.inner.lock();
+        if let Some(zone) = inner.zone(grant.zone) {
+            zone.line().mark(grant.number, ok);
+        }
+    }
+
+    /// Releases what is over in a zone, in write-pointer order, and says which record must be on
+    /// its way first. Calls for one zone, and the record writes they order, must not overlap.
+    pub fn settle(&self, index: ZoneIndex) -> Settled {
+        let capacity = self.geometry.zone_capacity_blocks(index);
+        let mut settled = Settled::default();
+        let mut inner = self.inner.lock();
+        let Some(zone) = inner.zone(index) else {
+            return settled;
+        };
+        let mut state = zone.state;
+        if let Some(mut line) = zone.line.take() {
+            while let Some((end, ticket)) = line.pop_done() {
+                if state == ZoneState::ReadOnly {
+                    let failed = Released::Write(ticket, Err(ZoneError::Failed));
+                    settled.released.push(failed);
+                    continue;
+                }
+                zone.written = end;
+                zone.touched = true;
+                settled.released.push(Released::Write(ticket, Ok(())));
+            }
+            if line.pop_failed(&mut settled.released) {
+                state = fall_back(zone);
+            }
+            if line.is_empty() && !zone.exclusive {
+                line.unpark(&mut settled.released);
+            }
+            zone.line = Some(line);
+        }
+        if zone.written == capacity && state.is_active() {
+            state = ZoneState::Full;
+        }
+        if zone.reserved.0 == 0 && state == ZoneState::Closed {
+            state = ZoneState::Empty;
+        }
+        inner.set_state(index, state);
+        if inner.zone(index).is_some_and(|zone| zone.touched) {
+            settled.record = inner.next_record(index);
+        }
+        settled
+    }
+
+    /// The record that [`Table::settle`] ordered could not be written: the zone turns read-only.
+    pub fn fail_zone(&self, index: ZoneIndex) {
+        let mut inner = self.inner.lock();
+        let state = inner.zone(index).map(|zone| zone.state);
+        if state.is_some_and(|state| state != ZoneState::Offline) {
+            inner.set_state(index, ZoneState::ReadOnly);
+        }
+    }
+
+    /// ZONE_OPEN. Returns the zone that was closed to make room; both have new records to settle.
+    pub fn open(
+        &self,
+        index: ZoneIndex,
+        ticket: Ticket,
+    ) -> Result<Admission<Option<ZoneIndex>>, ZoneError> {
+        let mut inner = self.inner.lock();
+        let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
+        match zone.state {
+            ZoneState::Empty
+            | ZoneState::ImplicitOpen
+            | ZoneState::ExplicitOpen
+            | ZoneState::Closed => {}
+            _ => return Err(ZoneError::InvalidCommand),
+        }
+        if zone.must_wait() {
+            zone.line().park(ticket);
+            return Ok(Admission::Parked);
+        }
+        let closed = inner.obtain(index)?;
+        inner.set_state(index, ZoneState::ExplicitOpen);
+        Ok(Admission::Granted(closed))
+    }
+
+    /// ZONE_CLOSE. The zone has a new record to settle.
+    pub fn close(&self, index: ZoneIndex, ticket: Ticket) -> Result<Admission<()>, ZoneError> {
+        let mut inner = self.inner.lock();
+        let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
+        if !zone.state.is_active() {
+            return Err(ZoneError::InvalidCommand);
+        }
+        if zone.must_wait() {
+            zone.line().park(ticket);
+            return Ok(Admission::Parked);
+        }
+        let to = inner.closed_state_of(index);
+        inner.set_state(index, to);
+        Ok(Admission::Granted(()))
+    }
+
+    /// ZONE_FINISH: waits for writes in flight, then seals the zone. `Granted(changed)`. Finishing
+    /// an empty or closed zone passes through an open state and needs its resources, as NVMe ZNS
+    /// has it; virtio 1.4 leaves both transitions out of its list and in its prose.
+    pub fn finish(
+        &self,
+        index: ZoneIndex,
+        ticket: Ticket,
+    ) -> Result<Admission<Finished>, ZoneError> {
+        let capacity = self.geometry.zone_capacity_blocks(index);
+        let mut inner = self.inner.lock();
+        let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
+        match zone.state {
+            ZoneState::Full => return Ok(Admission::Granted(Finished::default())),
+            ZoneState::Empty
+            | ZoneState::ImplicitOpen
+            | ZoneState::ExplicitOpen
+            | ZoneState::Closed => {}
+            _ => return Err(ZoneError::InvalidCommand),
+        }
+        if !zone.is_idle() {
+            zone.line().park(ticket);
+            return Ok(Admission::Parked);
+        }
+        let closed = inner.obtain(index)?;
+        inner.set_state(index, ZoneState::Full);
+        if let Some(zone) = inner.zone(index) {
+            zone.reserved = capacity;
+        }
+        Ok(Admission::Granted(Finished {
+            changed: true,
+            closed,
+        }))
+    }
+
+    /// Begins ZONE_RESET: waits for writes in flight, then keeps the zone to itself until
+    /// [`Table::end_reset`]. `Granted(false)`: it is empty already and nothing is to do.
+    pub fn begin_reset(
+        &self,
+        index: ZoneIndex,
+        ticket: Ticket,
+    ) -> Result<Admission<bool>, ZoneError> {
+        let mut inner = self.inner.lock();
+        let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
+        match zone.state {
+            ZoneState::NotWritePointer | ZoneState::ReadOnly | ZoneState::Offline => {
+                return Err(ZoneError::InvalidCommand);
+            }
+            _ => {}
+        }
+        if !zone.is_idle() {
+            zone.line().park(ticket);
+            return Ok(Admission::Parked);
+        }
+        if zone.state == ZoneState::Empty {
+            return Ok(Admission::Granted(false));
+        }
+        zone.exclusive = true;
+        Ok(Admission::Granted(true))
+    }
+
+    /// Begins ZONE_RESET_ALL: every zone with something to reset, each as by
+    /// [`Table::begin_reset`]. Parked behind the first busy one.
+    pub fn begin_reset_all(&self, ticket: Ticket) -> Admission<Vec<ZoneIndex>> {
+        let mut inner = self.inner.lock();
+        let resettable = |zone: &Zone| zone.state.is_active() || zone.state == ZoneState::Full;
+        if let Some(busy) = inner.zones.iter_mut().find(|zone| !zone.is_at_rest()) {
+            busy.line().park(ticket);
+            return Admission::Parked;
+        }
+        let mut zones = Vec::new();
+        for (index, zone) in self.geometry.all_zones().zip(&mut inner.zones) {
+            if resettable(zone) {
+                zone.exclusive = true;
+                zones.push(index);
+            }
+        }
+        Admission::Granted(zones)
+    }
+
+    /// Empties a zone that a reset holds, under a new generation and `salt`; its record is to
+    /// settle. Reads see zeroes from here on.
+    pub fn apply_reset(&self, index: ZoneIndex, salt: ZoneSalt) {
+        let mut inner = self.inner.lock();
+        let Some(zone) = inner.zone(index).filter(|zone| zone.exclusive) else {
+            return;
+        };
+        zone.written = Blocks(0);
+        zone.durable = Blocks(0);
+        zone.reserved = Blocks(0);
+        zone.generation = Generation(zone.generation.0.saturating_add(1));
+        zone.salt = salt;
+        zone.failures = (Blocks(0), 0);
+        zone.touched = true;
+        inner.set_state(index, ZoneState::Empty);
+    }
+
+    /// Has a zone's record written again, to its other copy: the first is durable, and the other
+    /// still holds the salt that a reset is to erase.
+    pub fn touch(&self, index: ZoneIndex) {
+        if let Some(zone) = self.inner.lock().zone(index) {
+            zone.touched = true;
+        }
+    }
+
+    /// Ends a reset; [`Table::settle`] then frees who waits for the zone.
+    pub fn end_reset(&self, index: ZoneIndex, ok: bool) {
+        let mut inner = self.inner.lock();
+        if let Some(zone) = inner.zone(index) {
+            zone.exclusive = false;
+        }
+        if !ok {
+            inner.set_state(index, ZoneState::ReadOnly);
+        }
+    }
+
+    /// Notes what a sync that starts now will cover.
+    pub fn begin_flush(&self) -> FlushMark {
+        let inner = self.inner.lock();
+        let marked = inner.undurable.iter().filter_map(|&index| {
+            let zone = inner.zones.get(index.as_usize())?;
+            Some(MarkedZone {
+                zone: index,
+                sequence: zone.place.sequence(),
+                generation: zone.generation,
+                written: zone.written,
+            })
+        });
+        FlushMark {
+            zones: marked.collect(),
+        }
+    }
+
+    /// A sync has made everything in `mark` durable, or has failed: then nobody knows what is on
+    /// the medium, and the zones it was to cover turn read-only. Returns the zones whose durable
+    /// write pointer moved and whose record therefore is to settle.
+    pub fn end_flush(&self, mark: FlushMark, ok: bool) -> Vec<ZoneIndex> {
+        let mut inner = self.inner.lock();
+        let mut moved = Vec::new();
+        for marked in mark.zones {
+            if !ok {
+                inner.set_state(marked.zone, ZoneState::ReadOnly);
+                continue;
+            }
+            let Some(zone) = inner.zone(marked.zone) else {
+                continue;
+            };
+            zone.place.synced(marked.sequence);
+            if zone.generation == marked.generation && zone.durable < marked.written {
+                zone.durable = marked.written;
+                zone.touched = true;
+                moved.push(marked.zone);
+            }
+        }
+        let Inner {
+            zones, undurable, ..
+        } = &mut *inner;
+        undurable.retain(|index| {
+            let keep = zones
+                .get(index.as_usize())
+                .is_some_and(|zone| !zone.place.is_durable());
+            if let Some(zone) = zones.get_mut(index.as_usize()) {
+                zone.listed = keep;
+            }
+            keep
+        });
+        moved
+    }
+
+    /// Closes every open zone: the disk is being switched off. Their records are to settle.
+    pub fn close_all(&self) {
+        let mut inner = self.inner.lock();
+        let open: Vec<ZoneIndex> = inner.resources.open_zones().to_vec();
+        for index in open {
+            let state = inner
+                .zone(index)
+                .map_or(ZoneState::Offline, |zone| switched_off(&zone.record()));
+            inner.set_state(index, state);
+        }
+    }
+
+    /// Calls `each` for up to `limit` zones from `first` on.
+    pub fn report(&self, first: ZoneIndex, limit: usize, mut each: impl FnMut(usize, ZoneInfo)) {
+        let inner = self.inner.lock();
+        let zones = self.geometry.all_zones().zip(&inner.zones);
+        for (position, (index, zone)) in zones.skip(first.as_usize()).take(limit).enumerate() {
+            each(position, self.info(index, zone));
+        }
+    }
+
+    fn info(&self, index: ZoneIndex, zone: &Zone) -> ZoneInfo {
+        let start = self.geometry.zone_start(index);
+        let len = self.geometry.zone_len(index);
+        let write_pointer = match zone.state {
+            ZoneState::Full => Sector(start.0 + len.0),
+            state if state.is_active() => self.geometry.block_sector(index, zone.written),
+            _ => start,
+        };
+        ZoneInfo {
+            start,
+            len,
+            capacity: self.geometry.zone_capacity(index),
+            write_pointer,
+            kind: self.geometry.zone_type(index),
+            state: zone.state,
+        }
+    }
+
+    /// The content of a zone's record, as it stands in memory.
+    pub fn record(&self, index: ZoneIndex) -> Option<ZoneRecord> {
+        self.inner.lock().zone(index).map(|zone| zone.record())
+    }
+}
+
+/// What [`Table::finish`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Finished {
+    /// The zone was not full before; its record is to settle and to sync.
+    pub changed: bool,
+    /// Zone closed to make room.
+    pub closed: Option<ZoneIndex>,
+}
+
+/// The failed writes have left the line: the write pointer is where the first of them began.
+/// Returns the state that follows.
+fn fall_back(zone: &mut Zone) -> ZoneState {
+    let place = zone.written;
+    zone.reserved = place;
+    zone.failures = match zone.failures {
+        (at, count) if at == place => (at, count.saturating_add(1)),
+        _ => (place, 1),
+    };
+    if zone.failures.1 >= MAX_FAILURES_AT_ONE_PLACE {
+        ZoneState::ReadOnly
+    } else {
+        zone.state
+    }
+}
+
+fn load_zone(
+    geometry: &Geometry,
+    index: ZoneIndex,
+    loaded: Option<Loaded>,
+    opening: Opening,
+) -> Zone {
+    let lost = Loaded {
+        record: ZoneRecord {
+            state: ZoneState::Offline,
+            written: Blocks(0),
+            durable: Blocks(0),
+            generation: Generation(0),
+            epoch: Epoch(0),
+            salt: ZoneSalt([0; 32]),
+        },
+        sequence: 0,
+        copy: RecordCopy::A,
+    };
+    let loaded = loaded.unwrap_or(lost);
+    let record = recover(geometry, index, loaded.record, opening);
+    let reserved = match record.state {
+        ZoneState::Full => geometry.zone_capacity_blocks(index),
+        _ => record.written,
+    };
+    Zone {
+        state: record.state,
+        written: record.written,
+        durable: record.durable,
+        reserved,
+        generation: record.generation,
+        epoch: record.epoch,
+        salt: record.salt,
+        place: RecordPlace::loaded(loaded.sequence, loaded.copy),
+        touched: record != loaded.record,
+        listed: false,
+        exclusive: false,
+        last_use: 0,
+        failures: (Blocks(0), 0),
+        line: None,
+    }
+}

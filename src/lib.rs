@@ -1,6 +1,8 @@
 //! A vhost-user-blk backend that presents a zoned, encrypted disk.
 #![warn(missing_docs)]
 pub mod crypt;
+pub mod format;
 pub mod geometry;
+pub mod secret;
 pub mod store;
 pub mod zone;

@@ -1,0 +1,457 @@
+//! The header: what the disk is, and whether it was closed.
+
+use std::fmt;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::crypt::Cipher;
+use crate::geometry::{Geometry, GeometryError, GeometrySpec, Model};
+use crate::secret::{SecretError, VolumeKey};
+use crate::zone::Epoch;
+
+use super::field::{Field, crc32c};
+use super::layout::PAGE;
+
+/// The format version that this code reads and writes.
+pub const FORMAT_VERSION: u32 = 1;
+/// Bytes of meaning in a header: one sector, so that it is never torn.
+pub const HEADER_LEN: usize = LENGTH_1 as usize;
+/// The same as a field.
+const LENGTH_1: u32 = 512;
+/// Bytes of a header copy on disk.
+const AREA: usize = PAGE;
+/// Bytes that the MAC covers.
+const COVERED: usize = 480;
+
+const MAGIC_BYTES: [u8; 8] = *b"ZONEVLT\0";
+
+const MAGIC: Field<0, 8> = Field;
+const VERSION: Field<8, 4> = Field;
+const LENGTH: Field<12, 4> = Field;
+const CRC: Field<16, 4> = Field;
+const PREAMBLE_RESERVED: Field<20, 4> = Field;
+const COMPATIBLE: Field<24, 8> = Field;
+const READ_COMPATIBLE: Field<32, 8> = Field;
+const INCOMPATIBLE: Field<40, 8> = Field;
+const UUID: Field<48, 16> = Field;
+const SEQUENCE: Field<64, 8> = Field;
+const CREATED: Field<72, 8> = Field;
+const CIPHER: Field<80, 4> = Field;
+const MODEL: Field<84, 4> = Field;
+const BLOCK_SIZE: Field<88, 4> = Field;
+const TAG_SLOT: Field<92, 4> = Field;
+const DISK_SIZE: Field<96, 8> = Field;
+const ZONE_SIZE: Field<104, 8> = Field;
+const ZONE_CAPACITY: Field<112, 8> = Field;
+const CONVENTIONAL: Field<120, 4> = Field;
+const MAX_OPEN: Field<124, 4> = Field;
+const MAX_ACTIVE: Field<128, 4> = Field;
+const STATE: Field<132, 4> = Field;
+const MAX_APPEND: Field<136, 8> = Field;
+const EPOCH: Field<144, 8> = Field;
+const BOOT_ID: Field<152, 16> = Field;
+const RESERVED: Field<168, 312> = Field;
+const MAC: Field<480, 32> = Field;
+
+const MODEL_HOST_MANAGED: u32 = 1;
+const MODEL_PLAIN: u32 = 2;
+const STATE_CLEAN: u32 = 1;
+const STATE_OPEN: u32 = 2;
+
+/// Whether the disk was closed in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OpenState {
+    /// Drained, synced and closed: the zone records are exact.
+    Clean,
+    /// Being served, or its daemon or host died.
+    Open,
+}
+
+impl OpenState {
+    /// The word for reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::Open => "open",
+        }
+    }
+}
+
+/// Identifies one boot of a host (`/proc/sys/kernel/random/boot_id`). Zero where none is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct BootId(pub [u8; 16]);
+
+/// The header of a volume.
+///
+/// 512 bytes at the start of each 4 KiB copy, the rest of which is zero. All numbers are
+/// little-endian.
+///
+/// | at | bytes | field |
+/// |---|---|---|
+/// | 0 | 8 | magic "ZONEVLT\0" |
+/// | 8 | 4 | format version, 1 |
+/// | 12 | 4 | header length L, 512 in version 1 (a multiple of 8, at most 4096 in any) |
+/// | 16 | 4 | CRC-32C of bytes 0 to L - 1 with this field zero: tells rot from a wrong key |
+/// | 20 | 4 | zero |
+/// | 24 | 8 | compatible feature flags: unknown ones are ignored and kept |
+/// | 32 | 8 | read-only compatible feature flags: an unknown one forbids writing |
+/// | 40 | 8 | incompatible feature flags: an unknown one forbids use |
+/// | 48 | 16 | volume uuid, in the byte order of RFC 9562 |
+/// | 64 | 8 | sequence number |
+/// | 72 | 8 | time of creation, seconds since 1970 UTC |
+/// | 80 | 4 | cipher: 1 aes-128-xts, 2 aes-256-xts |
+/// | 84 | 4 | model: 1 host-managed, 2 plain |
+/// | 88 | 4 | block size, bytes |
+/// | 92 | 4 | tag slot size, bytes; 0: no tags |
+/// | 96 | 8 | disk size, bytes |
+/// | 104 | 8 | zone size, bytes |
+/// | 112 | 8 | zone capacity, bytes |
+/// | 120 | 4 | conventional zones |
+/// | 124 | 4 | max open zones, 0 for no limit |
+/// | 128 | 4 | max active zones, 0 for no limit |
+/// | 132 | 4 | state: 1 clean, 2 open |
+/// | 136 | 8 | max append, bytes |
+/// | 144 | 8 | epoch of the last opening |
+/// | 152 | 16 | boot id of the last opening |
+/// | 168 | 312 | zero; reserved, under feature flags: log region of conventional zones (16 at 168), Merkle root (32 at 184), external anchor (32 at 216), guest-visible tag (16 at 248) |
+/// | 480 | 32 | HMAC-SHA256 over bytes 0 to 479 with the CRC field zero |
+///
+/// Bytes 0 to 71 are the preamble: their meaning is the same in every version. The MAC key is
+/// HKDF-SHA512(volume key; salt = uuid; info = "zonevault 1 header mac" || uuid),
+/// 64 bytes. Reserved bytes
+/// are checked to be zero unless a feature flag is set that this version does not know.
+///
+/// *Write order.* The header with sequence number s lies in copy A if s is even, in B if odd; of
+/// two valid ones the higher number holds. A change is written with s + 1, hence over the older
+/// copy, and synced before anything relies on it and before the next change: the two copies are
+/// never both in flight. Where only one copy is valid the other may have been the newer one, so
+/// the disk counts as open under an unknown boot whatever the survivor says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Whether the disk was closed in order.
+    pub state: OpenState,
+    /// The epoch of the last opening.
+    pub epoch: Epoch,
+    /// The boot during which it was last opened.
+    pub boot_id: BootId,
+    uuid: Uuid,
+    sequence: u64,
+    created: u64,
+    cipher: Cipher,
+    tag_slot_bytes: u32,
+    geometry: Geometry,
+    /// What was read, so that fields of unknown compatible features survive a rewrite.
+    kept: [u8; HEADER_LEN],
+}
+
+impl Header {
+    /// The header of a new volume: clean, sequence number 0. `created` is in seconds since 1970.
+    pub fn new(uuid: Uuid, cipher: Cipher, geometry: &Geometry, created: u64) -> Self {
+        Self {
+            state: OpenState::Clean,
+            epoch: Epoch(0),
+            boot_id: BootId::default(),
+            uuid,
+            sequence: 0,
+            created,
+            cipher,
+            tag_slot_bytes: 0,
+            geometry: *geometry,
+            kept: [0; HEADER_LEN],
+        }
+    }
+
+    /// The volume's identity.
+    pub const fn uuid(&self) -> &Uuid {
+        &self.uuid
+    }
+
+    /// How often the header was written, less one.
+    pub const fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// When the volume was made, in seconds since 1970 UTC.
+    pub const fn created(&self) -> u64 {
+        self.created
+    }
+
+    /// The cipher of the data.
+    pub const fn cipher(&self) -> Cipher {
+        self.cipher
+    }
+
+    /// Bytes of tag for every block, 0 for none.
+    pub const fn tag_slot_bytes(&self) -> u32 {
+        self.tag_slot_bytes
+    }
+
+    /// The disk's shape.
+    pub const fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Whether a feature flag forbids this version to write to the image.
+    pub fn read_only_features(&self) -> u64 {
+        READ_COMPATIBLE.u64(&self.kept)
+    }
+
+    /// The same header as successor of this one.
+    pub(super) fn successor(&self) -> Self {
+        Self {
+            sequence: self.sequence.saturating_add(1),
+            ..self.clone()
+        }
+    }
+
+    /// Marks the header as one whose twin is lost: see *Write order*.
+    pub(super) fn distrust_state(&mut self) {
+        self.state = OpenState::Open;
+        self.boot_id = BootId::default();
+    }
+
+    /// The whole 4 KiB copy.
+    pub(super) fn encode(&self, key: &HeaderKey) -> [u8; AREA] {
+        let mut bytes = self.kept;
+        MAGIC.put(&mut bytes, MAGIC_BYTES);
+        VERSION.put_u32(&mut bytes, FORMAT_VERSION);
+        LENGTH.put_u32(&mut bytes, LENGTH_1);
+        UUID.put(&mut bytes, *self.uuid.as_bytes());
+        SEQUENCE.put_u64(&mut bytes, self.sequence);
+        CREATED.put_u64(&mut bytes, self.created);
+        CIPHER.put_u32(&mut bytes, u32::from(self.cipher.id()));
+        TAG_SLOT.put_u32(&mut bytes, self.tag_slot_bytes);
+        put_geometry(&mut bytes, &self.geometry);
+        STATE.put_u32(
+            &mut bytes,
+            match self.state {
+                OpenState::Clean => STATE_CLEAN,
+                OpenState::Open => STATE_OPEN,
+            },
+        );
+        EPOCH.put_u64(&mut bytes, self.epoch.0);
+        BOOT_ID.put(&mut bytes, self.boot_id.0);
+        CRC.put_u32(&mut bytes, 0);
+        let mac = key.mac(&bytes).finalize().into_bytes();
+        MAC.put(&mut bytes, mac.into());
+        let crc = crc32c(&bytes);
+        CRC.put_u32(&mut bytes, crc);
+        let mut area = [0; AREA];
+        area[..HEADER_LEN].copy_from_slice(&bytes);
+        area
+    }
+}
+
+fn put_geometry(bytes: &mut [u8; HEADER_LEN], geometry: &Geometry) {
+    let spec = geometry.spec();
+    let model = match spec.model {
+        Model::HostManaged => MODEL_HOST_MANAGED,
+        Model::Plain => MODEL_PLAIN,
+    };
+    MODEL.put_u32(bytes, model);
+    BLOCK_SIZE.put_u32(bytes, 1 << geometry.block_size().shift());
+    DISK_SIZE.put_u64(bytes, spec.disk_size);
+    ZONE_SIZE.put_u64(bytes, spec.zone_size);
+    ZONE_CAPACITY.put_u64(bytes, spec.zone_capacity);
+    CONVENTIONAL.put_u32(bytes, spec.conventional);
+    MAX_OPEN.put_u32(bytes, spec.max_open);
+    MAX_ACTIVE.put_u32(bytes, spec.max_active);
+    MAX_APPEND.put_u64(bytes, spec.max_append);
+}
+
+/// The prepared MAC of one volume's headers.
+pub struct HeaderKey(Hmac<Sha256>);
+
+impl HeaderKey {
+    /// Derives the key of volume `uuid`.
+    pub fn new(volume_key: &VolumeKey, uuid: &Uuid) -> Result<Self, SecretError> {
+        let key = volume_key.header_mac_key(uuid)?;
+        Ok(Self(Hmac::new(key.bytes().into())))
+    }
+
+    /// The MAC of a header whose CRC field is zero.
+    fn mac(&self, bytes: &[u8; HEADER_LEN]) -> Hmac<Sha256> {
+        let mut mac = self.0.clone();
+        mac.update(&bytes[..COVERED]);
+        mac
+    }
+}
+
+impl fmt::Debug for HeaderKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HeaderKey(..)")
+    }
+}
+
+/// A header copy whose preamble is sound and whose body nobody has vouched for yet.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RawHeader {
+    bytes: [u8; HEADER_LEN],
+}
+
+impl RawHeader {
+    /// Checks magic, length, CRC, version and flags, in this order, and nothing else.
+    pub fn parse(area: &[u8; AREA]) -> Result<Self, HeaderError> {
+        if MAGIC.get(area) != MAGIC_BYTES {
+            return Err(HeaderError::NotAnImage);
+        }
+        let length = LENGTH.u32(area) as usize;
+        if !(HEADER_LEN..=AREA).contains(&length) || !length.is_multiple_of(8) {
+            return Err(HeaderError::Rot);
+        }
+        let mut content = *area;
+        CRC.put_u32(&mut content, 0);
+        if crc32c(&content[..length]) != CRC.u32(area) {
+            return Err(HeaderError::Rot);
+        }
+        // From here on the bytes are what somebody wrote: a claim to be from the future counts.
+        let version = VERSION.u32(area);
+        if version != FORMAT_VERSION {
+            return Err(HeaderError::Version(version));
+        }
+        let incompatible = INCOMPATIBLE.u64(area);
+        if incompatible != 0 {
+            return Err(HeaderError::Incompatible(incompatible));
+        }
+        if length != HEADER_LEN || area[HEADER_LEN..].iter().any(|&byte| byte != 0) {
+            return Err(HeaderError::Rot);
+        }
+        let mut bytes = [0; HEADER_LEN];
+        bytes.copy_from_slice(&area[..HEADER_LEN]);
+        Ok(Self { bytes })
+    }
+
+    /// The volume's identity, which selects its keys.
+    pub fn uuid(&self) -> Uuid {
+        Uuid::from_bytes(UUID.get(&self.bytes))
+    }
+
+    /// The sequence number, which selects the newer copy.
+    pub fn sequence(&self) -> u64 {
+        SEQUENCE.u64(&self.bytes)
+    }
+
+    /// Checks the MAC, and only then decodes the body.
+    pub fn verify(&self, volume_key: &VolumeKey) -> Result<Header, HeaderError> {
+        let key = HeaderKey::new(volume_key, &self.uuid())?;
+        let mut bytes = self.bytes;
+        CRC.put_u32(&mut bytes, 0);
+        key.mac(&bytes)
+            .verify_slice(&MAC.get(&bytes))
+            .map_err(|_| HeaderError::Forged)?;
+        self.decode()
+    }
+
+    /// The body without proof that it is ours: for display, never for use.
+    pub fn unverified(&self) -> Result<Header, HeaderError> {
+        self.decode()
+    }
+
+    fn decode(&self) -> Result<Header, HeaderError> {
+        let bytes = &self.bytes;
+        let flagged = COMPATIBLE.u64(bytes) != 0 || READ_COMPATIBLE.u64(bytes) != 0;
+        let reserved_clear =
+            RESERVED.get(bytes) == [0; 312] && PREAMBLE_RESERVED.get(bytes) == [0; 4];
+        if !flagged && !reserved_clear {
+            return Err(HeaderError::Reserved);
+        }
+        let cipher = CIPHER.u32(bytes);
+        let tag_slot_bytes = TAG_SLOT.u32(bytes);
+        if tag_slot_bytes != 0 {
+            return Err(HeaderError::TagSlot(tag_slot_bytes));
+        }
+        let state = match STATE.u32(bytes) {
+            STATE_CLEAN => OpenState::Clean,
+            STATE_OPEN => OpenState::Open,
+            other => return Err(HeaderError::State(other)),
+        };
+        Ok(Header {
+            state,
+            epoch: Epoch(EPOCH.u64(bytes)),
+            boot_id: BootId(BOOT_ID.get(bytes)),
+            uuid: self.uuid(),
+            sequence: self.sequence(),
+            created: CREATED.u64(bytes),
+            cipher: u8::try_from(cipher)
+                .ok()
+                .and_then(Cipher::from_id)
+                .ok_or(HeaderError::Cipher(cipher))?,
+            tag_slot_bytes,
+            geometry: self.decode_geometry()?,
+            kept: *bytes,
+        })
+    }
+
+    fn decode_geometry(&self) -> Result<Geometry, HeaderError> {
+        let bytes = &self.bytes;
+        let spec = GeometrySpec {
+            model: match MODEL.u32(bytes) {
+                MODEL_HOST_MANAGED => Model::HostManaged,
+                MODEL_PLAIN => Model::Plain,
+                other => return Err(HeaderError::Model(other)),
+            },
+            block_size: u64::from(BLOCK_SIZE.u32(bytes)),
+            disk_size: DISK_SIZE.u64(bytes),
+            zone_size: ZONE_SIZE.u64(bytes),
+            zone_capacity: ZONE_CAPACITY.u64(bytes),
+            conventional: CONVENTIONAL.u32(bytes),
+            max_open: MAX_OPEN.u32(bytes),
+            max_active: MAX_ACTIVE.u32(bytes),
+            max_append: MAX_APPEND.u64(bytes),
+        };
+        Ok(spec.validate()?)
+    }
+}
+
+impl fmt::Debug for RawHeader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawHeader")
+            .field("uuid", &self.uuid())
+            .field("sequence", &self.sequence())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a header copy cannot be used.
+#[derive(Debug, Error)]
+pub enum HeaderError {
+    /// No magic.
+    #[error("not a zonevault image")]
+    NotAnImage,
+    /// The CRC or a length is wrong.
+    #[error("the header is damaged")]
+    Rot,
+    /// Another format version.
+    #[error("format version {0} is not supported (this program knows {FORMAT_VERSION})")]
+    Version(u32),
+    /// Unknown incompatible features.
+    #[error("the image needs features that this program does not know (flags {0:#x})")]
+    Incompatible(u64),
+    /// The MAC is wrong under the right volume key.
+    #[error("the header fails its authentication: somebody altered the image")]
+    Forged,
+    /// Reserved bytes in use without a flag.
+    #[error("the header uses bytes that this program does not know")]
+    Reserved,
+    /// Unknown cipher.
+    #[error("cipher number {0} is not known to this program")]
+    Cipher(u32),
+    /// Unknown tag slot size.
+    #[error("tag slots of {0} bytes are not known to this program")]
+    TagSlot(u32),
+    /// Unknown state.
+    #[error("the header holds an unknown state {0}")]
+    State(u32),
+    /// Unknown model.
+    #[error("the header holds an unknown model {0}")]
+    Model(u32),
+    /// The geometry cannot be.
+    #[error("the header holds an impossible geometry: {0}")]
+    Geometry(#[from] GeometryError),
+    /// A key could not be derived.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+}

@@ -1,0 +1,451 @@
+//! Whole images: making one, unlocking it, and reading and writing its metadata.
+
+use std::io;
+use std::time::Duration;
+
+use log::warn;
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::crypt::Cipher;
+use crate::geometry::{Blocks, Generation, Geometry, ZoneIndex, ZoneType};
+use crate::secret::{Credential, SecretError, VolumeKey, random_bytes};
+use crate::store::Medium;
+use crate::zone::{Epoch, ZoneRecord, ZoneSalt, ZoneState};
+
+use super::header::{Header, HeaderError, HeaderKey, RawHeader};
+use super::layout::{
+    HEADER_AREA_LEN, Layout, PAGE, PROTECTOR_SLOTS, RECORDS_START, TagSlotError, Twin,
+};
+use super::protector::{Protector, ProtectorError, Slot};
+use super::record::{RECORD_LEN, RecordError, RecordKey};
+
+/// Zone records read or written in one call: 1 MiB, beyond which calls get no cheaper.
+const CHUNK_RECORDS: usize = 8192;
+/// How often a header pair is read again that does not look whole: a daemon may be writing it.
+const HEADER_READS: u32 = 3;
+/// Pause before a header pair is read again.
+const HEADER_READ_PAUSE: Duration = Duration::from_millis(5);
+
+/// What a new image is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct CreateSpec<'a> {
+    /// The disk's shape.
+    pub geometry: &'a Geometry,
+    /// The cipher of its data.
+    pub cipher: Cipher,
+    /// Its identity, under which `protector` was sealed.
+    pub uuid: Uuid,
+    /// Seconds since 1970 UTC.
+    pub created: u64,
+    /// Its master secret.
+    pub volume_key: &'a VolumeKey,
+    /// The first protector, sealed for slot 0.
+    pub protector: &'a Protector,
+}
+
+/// Writes the metadata of a new image over whatever `medium` holds, and returns its layout. Data
+/// extents are left as they are: nothing reads them before something wrote them.
+///
+/// *Write order.* Both header copies are zeroed and synced; zone records (both copies) and
+/// protectors are written and synced; header A, sync; header B, sync. Whatever interrupts it, the
+/// medium holds no valid header before everything that a header vouches for is durable.
+pub fn create(medium: &impl Medium, spec: &CreateSpec<'_>) -> Result<Layout, ImageError> {
+    let layout = Layout::new(spec.geometry, 0)?;
+    check_len(medium, layout.image_len())?;
+    let header_key = HeaderKey::new(spec.volume_key, &spec.uuid)?;
+    let record_key = RecordKey::new(spec.volume_key, &spec.uuid)?;
+    for offset in (0..RECORDS_START).step_by(PAGE) {
+        medium.write_at(offset, &[0; PAGE])?;
+    }
+    medium.sync()?;
+    write_fresh_records(medium, &layout, spec.geometry, &record_key)?;
+    medium.write_at(Layout::protector_offset(0), &spec.protector.encode())?;
+    medium.sync()?;
+    let mut header = Header::new(spec.uuid, spec.cipher, spec.geometry, spec.created);
+    medium.write_at(
+        Layout::header_offset(Twin::of_sequence(header.sequence())),
+        &header.encode(&header_key),
+    )?;
+    medium.sync()?;
+    write_header(medium, &header_key, &mut header)?;
+    Ok(layout)
+}
+
+/// The record of a zone that was never written, under a fresh salt.
+pub fn fresh_record(geometry: &Geometry, zone: ZoneIndex, salt: ZoneSalt) -> ZoneRecord {
+    ZoneRecord {
+        state: match geometry.zone_type(zone) {
+            ZoneType::Conventional => ZoneState::NotWritePointer,
+            ZoneType::Sequential => ZoneState::Empty,
+        },
+        written: Blocks(0),
+        durable: Blocks(0),
+        generation: Generation(0),
+        epoch: Epoch(0),
+        salt,
+    }
+}
+
+/// Writes both copies of all zone records, with the same salts, in large pieces.
+fn write_fresh_records(
+    medium: &impl Medium,
+    layout: &Layout,
+    geometry: &Geometry,
+    key: &RecordKey,
+) -> Result<(), ImageError> {
+    let mut zones = geometry.all_zones();
+    loop {
+        let piece: Vec<ZoneIndex> = zones.by_ref().take(CHUNK_RECORDS).collect();
+        let Some(&first) = piece.first() else {
+            return Ok(());
+        };
+        let mut salts = vec![[0; 32]; piece.len()];
+        random_bytes(salts.as_flattened_mut())?;
+        for (twin, sequence) in [(Twin::A, 0), (Twin::B, 1)] {
+            let mut bytes = Vec::with_capacity(piece.len() * RECORD_LEN);
+            for (&zone, &salt) in piece.iter().zip(&salts) {
+                let record = fresh_record(geometry, zone, ZoneSalt(salt));
+                bytes.extend_from_slice(&key.encode(zone, sequence, &record));
+            }
+            medium.write_at(layout.record_offset(twin, first), &bytes)?;
+        }
+    }
+}
+
+/// The newest header copy of an image, before any key vouches for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundHeader {
+    /// The newest sound copy.
+    pub raw: RawHeader,
+    /// The copy that is not sound, if one is not.
+    pub damaged: Option<Twin>,
+}
+
+/// Reads both header copies and selects the newer sound one. An image that one copy claims to be
+/// of a later version or to need unknown features is refused, whatever the other says.
+pub fn read_header(medium: &impl Medium) -> Result<FoundHeader, ImageError> {
+    let mut attempt = 1;
+    loop {
+        let found = read_header_once(medium);
+        let whole = matches!(&found, Ok(FoundHeader { damaged: None, .. }));
+        if whole || attempt == HEADER_READS {
+            return found;
+        }
+        attempt += 1;
+        std::thread::sleep(HEADER_READ_PAUSE);
+    }
+}
+
+fn read_header_once(medium: &impl Medium) -> Result<FoundHeader, ImageError> {
+    let size = medium.size()?;
+    let mut best: Option<RawHeader> = None;
+    let mut damaged = None;
+    let mut rot = false;
+    for twin in Twin::BOTH {
+        let mut area = [0; PAGE];
+        let offset = Layout::header_offset(twin);
+        let parsed = if size < offset + HEADER_AREA_LEN {
+            Err(HeaderError::NotAnImage)
+        } else {
+            medium.read_at(offset, &mut area)?;
+            RawHeader::parse(&area)
+        };
+        match parsed {
+            Ok(raw) if Twin::of_sequence(raw.sequence()) == twin => {
+                if best.as_ref().is_none_or(|b| b.sequence() < raw.sequence()) {
+                    best = Some(raw);
+                }
+            }
+            Ok(_) | Err(HeaderError::Rot) => {
+                rot = true;
+                damaged = Some(twin);
+            }
+            Err(HeaderError::NotAnImage) => damaged = Some(twin),
+            Err(refusal) => return Err(refusal.into()),
+        }
+    }
+    match best {
+        Some(raw) => Ok(FoundHeader { raw, damaged }),
+        None if rot => Err(HeaderError::Rot.into()),
+        None => Err(HeaderError::NotAnImage.into()),
+    }
+}
+
+/// Reads all protector slots.
+pub fn read_protectors(medium: &impl Medium) -> Result<Vec<Slot>, ImageError> {
+    check_len(medium, RECORDS_START)?;
+    (0..PROTECTOR_SLOTS)
+        .map(|slot| {
+            let mut area = [0; PAGE];
+            medium.read_at(Layout::protector_offset(slot), &mut area)?;
+            Ok(Slot::parse(&area))
+        })
+        .collect()
+}
+
+/// Writes `protector` into `slot`, or frees the slot, and makes it durable.
+pub fn write_protector(
+    medium: &impl Medium,
+    slot: u32,
+    protector: Option<&Protector>,
+) -> Result<(), ImageError> {
+    if slot >= PROTECTOR_SLOTS {
+        return Err(ImageError::NoSuchSlot(slot));
+    }
+    let area = protector.map_or([0; PAGE], Protector::encode);
+    medium.write_at(Layout::protector_offset(slot), &area)?;
+    medium.sync()?;
+    Ok(())
+}
+
+/// An image whose volume key is known and whose header is proven to be written under it.
+#[derive(Debug)]
+pub struct Unlocked {
+    /// The header, as of the newest sound copy.
+    pub header: Header,
+    /// The volume key.
+    pub volume_key: VolumeKey,
+    /// Where everything lies.
+    pub layout: Layout,
+    /// The protector slot that unlocked it.
+    pub slot: u32,
+    /// The header copy that was not sound, if one was not; the next two writes replace both.
+    pub damaged_header: Option<Twin>,
+}
+
+impl Unlocked {
+    /// The disk's shape.
+    pub const fn geometry(&self) -> &Geometry {
+        self.header.geometry()
+    }
+
+    /// The MAC of its headers.
+    pub fn header_key(&self) -> Result<HeaderKey, SecretError> {
+        HeaderKey::new(&self.volume_key, self.header.uuid())
+    }
+
+    /// The MAC of its zone records.
+    pub fn record_key(&self) -> Result<RecordKey, SecretError> {
+        RecordKey::new(&self.volume_key, self.header.uuid())
+    }
+}
+
+/// Unlocks an image: finds its header and protectors, tries `credential` on each protector of its
+/// kind, then verifies the header before anything in it is believed. Reads only.
+///
+/// A passphrase costs what each protector asks, within the bounds of
+/// [`Argon2Cost`](super::protector::Argon2Cost).
+pub fn unlock(medium: &impl Medium, credential: &Credential) -> Result<Unlocked, ImageError> {
+    let found = read_header(medium)?;
+    let (slot, volume_key) = unseal_any(medium, &found.raw.uuid(), credential)?;
+    let mut header = found.raw.verify(&volume_key)?;
+    if let Some(twin) = found.damaged {
+        warn!(
+            "header copy {} is damaged; going by the other one, as after a crash",
+            twin.name()
+        );
+        header.distrust_state();
+    }
+    let layout = Layout::new(header.geometry(), header.tag_slot_bytes())?;
+    check_len(medium, layout.image_len())?;
+    Ok(Unlocked {
+        header,
+        volume_key,
+        layout,
+        slot,
+        damaged_header: found.damaged,
+    })
+}
+
+fn unseal_any(
+    medium: &impl Medium,
+    uuid: &Uuid,
+    credential: &Credential,
+) -> Result<(u32, VolumeKey), ImageError> {
+    let mut trouble = None;
+    for (number, slot) in (0..).zip(read_protectors(medium)?) {
+        match slot {
+            Slot::Free => {}
+            Slot::Used(protector) => match protector.unseal(uuid, number, credential) {
+                Ok(Some(key)) => return Ok((number, key)),
+                Ok(None) => {}
+                Err(error) => trouble = Some(error),
+            },
+            Slot::Damaged => warn!("protector slot {number} is damaged"),
+            Slot::Unusable(why) => warn!("protector slot {number} is of no use: {why}"),
+        }
+    }
+    // A lack of memory is not a wrong key, and must not be taken for one.
+    trouble.map_or(Err(ImageError::WrongKey), |error| {
+        Err(ImageError::Protector(error))
+    })
+}
+
+/// Writes `header` as its own successor and makes it durable; on success `header` is what lies on
+/// disk. After an error nothing is known but that the previous header is untouched.
+pub fn write_header(
+    medium: &impl Medium,
+    key: &HeaderKey,
+    header: &mut Header,
+) -> Result<(), ImageError> {
+    if header.read_only_features() != 0 {
+        return Err(ImageError::ReadOnlyFeatures(header.read_only_features()));
+    }
+    let next = header.successor();
+    let twin = Twin::of_sequence(next.sequence());
+    medium.write_at(Layout::header_offset(twin), &next.encode(key))?;
+    medium.sync()?;
+    *header = next;
+    Ok(())
+}
+
+/// Writes the record of `zone` with number `sequence`, into the copy that this number selects. Not
+/// durable before the medium's next sync; see [`RecordKey`] for what needs one.
+pub fn write_record(
+    medium: &impl Medium,
+    layout: &Layout,
+    key: &RecordKey,
+    zone: ZoneIndex,
+    sequence: u64,
+    record: &ZoneRecord,
+) -> io::Result<()> {
+    let offset = layout.record_offset(Twin::of_sequence(sequence), zone);
+    medium.write_at(offset, &key.encode(zone, sequence, record))
+}
+
+/// What the image holds of one zone's record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadedRecord {
+    /// The newer valid copy, with its sequence number. `None`: both are lost, and the zone with
+    /// them, for its salt is.
+    pub newest: Option<(u64, ZoneRecord)>,
+    /// What is wrong with copy A and with copy B.
+    pub faults: [Option<RecordError>; 2],
+}
+
+impl LoadedRecord {
+    /// Whether both copies are sound.
+    pub const fn is_sound(&self) -> bool {
+        matches!(self.faults, [None, None])
+    }
+}
+
+/// Reads and checks both copies of every zone record, in disk order. Only I/O errors fail; a lost
+/// record is a fact about its zone.
+pub fn load_records(
+    medium: &impl Medium,
+    layout: &Layout,
+    geometry: &Geometry,
+    key: &RecordKey,
+) -> io::Result<Vec<LoadedRecord>> {
+    let mut loaded = Vec::with_capacity(geometry.zones() as usize);
+    let mut bytes = [Vec::new(), Vec::new()];
+    for first in geometry.all_zones().step_by(CHUNK_RECORDS) {
+        let left = (geometry.zones() - first.0) as usize;
+        for (buffer, twin) in bytes.iter_mut().zip(Twin::BOTH) {
+            buffer.resize(CHUNK_RECORDS.min(left) * RECORD_LEN, 0);
+            medium.read_at(layout.record_offset(twin, first), buffer)?;
+        }
+        let (a, _) = bytes[0].as_chunks::<RECORD_LEN>();
+        let (b, _) = bytes[1].as_chunks::<RECORD_LEN>();
+        for (zone, (a, b)) in (first.0..).zip(a.iter().zip(b)) {
+            loaded.push(judge(geometry, key, ZoneIndex(zone), [a, b]));
+        }
+    }
+    reread_lost(medium, layout, geometry, key, &mut loaded)?;
+    Ok(loaded)
+}
+
+/// Reads the pairs again of which no copy was sound: beside a daemon that is writing, copies read
+/// at two moments can both have been caught half-way.
+fn reread_lost(
+    medium: &impl Medium,
+    layout: &Layout,
+    geometry: &Geometry,
+    key: &RecordKey,
+    loaded: &mut [LoadedRecord],
+) -> io::Result<()> {
+    for (zone, record) in geometry.all_zones().zip(loaded) {
+        if record.newest.is_some() {
+            continue;
+        }
+        let mut pair = [[0; RECORD_LEN]; 2];
+        for (bytes, twin) in pair.iter_mut().zip(Twin::BOTH) {
+            medium.read_at(layout.record_offset(twin, zone), bytes)?;
+        }
+        *record = judge(geometry, key, zone, [&pair[0], &pair[1]]);
+    }
+    Ok(())
+}
+
+fn judge(
+    geometry: &Geometry,
+    key: &RecordKey,
+    zone: ZoneIndex,
+    copies: [&[u8; RECORD_LEN]; 2],
+) -> LoadedRecord {
+    let mut loaded = LoadedRecord {
+        newest: None,
+        faults: [None, None],
+    };
+    for ((twin, bytes), fault) in Twin::BOTH.into_iter().zip(copies).zip(&mut loaded.faults) {
+        match key.decode(geometry, zone, bytes) {
+            Ok((sequence, _)) if Twin::of_sequence(sequence) != twin => {
+                *fault = Some(RecordError::Misplaced);
+            }
+            Ok((sequence, record)) => {
+                if loaded.newest.is_none_or(|(newest, _)| newest < sequence) {
+                    loaded.newest = Some((sequence, record));
+                }
+            }
+            Err(error) => *fault = Some(error),
+        }
+    }
+    loaded
+}
+
+fn check_len(medium: &impl Medium, need: u64) -> Result<(), ImageError> {
+    let have = medium.size()?;
+    if have < need {
+        return Err(ImageError::Truncated { have, need });
+    }
+    Ok(())
+}
+
+/// Why an image cannot be made, unlocked or changed.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    /// The medium failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The header.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// Shorter than its header says, or than any image.
+    #[error("truncated: {have} bytes long, and {need} are needed")]
+    Truncated {
+        /// Its length.
+        have: u64,
+        /// The least it must be.
+        need: u64,
+    },
+    /// No protector took the credential. Which one came nearest is nobody's business.
+    #[error("no protector of this disk opens with this key")]
+    WrongKey,
+    /// A protector could not be tried or made.
+    #[error(transparent)]
+    Protector(#[from] ProtectorError),
+    /// A slot number beyond the last.
+    #[error("there is no protector slot {0} (they run from 0 to {last})", last = PROTECTOR_SLOTS - 1)]
+    NoSuchSlot(u32),
+    /// Unknown read-only compatible features.
+    #[error("the image has features (flags {0:#x}) that forbid this program to write to it")]
+    ReadOnlyFeatures(u64),
+    /// No layout.
+    #[error(transparent)]
+    TagSlot(#[from] TagSlotError),
+    /// Keys or random bytes.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+}

@@ -1,0 +1,210 @@
+//! Zone records: what outlives the daemon of each zone.
+
+use std::fmt;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::geometry::{Blocks, Generation, Geometry, ZoneIndex, ZoneType};
+use crate::secret::{SecretError, VolumeKey};
+use crate::zone::{Epoch, ZoneRecord, ZoneSalt, ZoneState};
+
+use super::field::Field;
+
+/// Bytes of a zone record: four to a sector, so that none is ever torn.
+pub const RECORD_LEN: usize = 128;
+/// The bytes that the MAC covers (after the volume's uuid).
+const COVERED: usize = 96;
+const KIND_ZONE: u8 = 1;
+
+const KIND: Field<0, 1> = Field;
+const STATE: Field<1, 1> = Field;
+const FLAGS: Field<2, 2> = Field;
+const ZONE: Field<4, 4> = Field;
+const SEQUENCE: Field<8, 8> = Field;
+const WRITTEN: Field<16, 8> = Field;
+const DURABLE: Field<24, 8> = Field;
+const GENERATION: Field<32, 8> = Field;
+const EPOCH: Field<40, 8> = Field;
+const SALT: Field<48, 32> = Field;
+const RESERVED: Field<80, 16> = Field;
+const MAC: Field<96, 32> = Field;
+
+/// Writes and reads the zone records of one volume.
+///
+/// A record, 128 bytes, all numbers little-endian:
+///
+/// | at | bytes | field |
+/// |---|---|---|
+/// | 0 | 1 | kind: 1 is a zone record; others are reserved for logs of conventional zones |
+/// | 1 | 1 | state: 1 not-wp, 2 empty, 3 implicit-open, 4 explicit-open, 5 closed, 6 full, 7 read-only, 8 offline |
+/// | 2 | 2 | flags, 0 |
+/// | 4 | 4 | zone index |
+/// | 8 | 8 | sequence number |
+/// | 16 | 8 | blocks written |
+/// | 24 | 8 | blocks durable |
+/// | 32 | 8 | generation |
+/// | 40 | 8 | epoch |
+/// | 48 | 32 | salt of the zone key |
+/// | 80 | 16 | zero, reserved for a place or a table of tag epochs |
+/// | 96 | 32 | HMAC-SHA256 over the volume's uuid (16 bytes) and bytes 0 to 95 |
+///
+/// The MAC key is HKDF-SHA512(volume key; salt = uuid; info = "zonevault 1 zone record mac" ||
+/// uuid), 64 bytes. A record of sequence number s lies in copy A if s is even, in B if odd; of two valid
+/// ones the higher number holds.
+///
+/// *Write order.* A change of a zone writes sequence s + 1, which leaves s in the other copy. The
+/// next change of the same zone may be written at once if losing both to a power cut only loses
+/// what no flush has promised; what must survive (a reset, a finish, a new epoch) is followed by a
+/// sync before the next write of that zone's other copy. *A reset erases the old salt*: it writes
+/// s + 1 with the new salt, syncs, writes s + 2 with the same content, syncs, and only then is the
+/// old salt in neither copy.
+pub struct RecordKey {
+    /// HMAC with the key and the uuid already in, so that a record costs three compressions.
+    prepared: Hmac<Sha256>,
+}
+
+impl RecordKey {
+    /// Prepares the MAC of volume `uuid`.
+    pub fn new(volume_key: &VolumeKey, uuid: &Uuid) -> Result<Self, SecretError> {
+        let key = volume_key.record_mac_key(uuid)?;
+        let mut prepared = Hmac::<Sha256>::new(key.bytes().into());
+        prepared.update(uuid.as_bytes());
+        Ok(Self { prepared })
+    }
+
+    /// The bytes of `record` of `zone`, as number `sequence`.
+    pub fn encode(&self, zone: ZoneIndex, sequence: u64, record: &ZoneRecord) -> [u8; RECORD_LEN] {
+        let mut bytes = [0; RECORD_LEN];
+        KIND.put(&mut bytes, [KIND_ZONE]);
+        STATE.put(&mut bytes, [state_id(record.state)]);
+        ZONE.put_u32(&mut bytes, zone.0);
+        SEQUENCE.put_u64(&mut bytes, sequence);
+        WRITTEN.put_u64(&mut bytes, record.written.0);
+        DURABLE.put_u64(&mut bytes, record.durable.0);
+        GENERATION.put_u64(&mut bytes, record.generation.0);
+        EPOCH.put_u64(&mut bytes, record.epoch.0);
+        SALT.put(&mut bytes, record.salt.0);
+        let mac = self.mac(&bytes).finalize().into_bytes();
+        MAC.put(&mut bytes, mac.into());
+        bytes
+    }
+
+    /// Checks and decodes the record of `zone`: its sequence number and content. Nothing is
+    /// decoded before the MAC is verified, in constant time; ranges are checked after it.
+    pub fn decode(
+        &self,
+        geometry: &Geometry,
+        zone: ZoneIndex,
+        bytes: &[u8; RECORD_LEN],
+    ) -> Result<(u64, ZoneRecord), RecordError> {
+        self.mac(bytes)
+            .verify_slice(&MAC.get(bytes))
+            .map_err(|_| RecordError::Forged)?;
+        let [kind] = KIND.get(bytes);
+        if kind != KIND_ZONE {
+            return Err(RecordError::Kind(kind));
+        }
+        if ZONE.u32(bytes) != zone.0 {
+            return Err(RecordError::Zone(ZONE.u32(bytes)));
+        }
+        if FLAGS.get(bytes) != [0; 2] || RESERVED.get(bytes) != [0; 16] {
+            return Err(RecordError::Reserved);
+        }
+        let [state] = STATE.get(bytes);
+        let record = ZoneRecord {
+            state: state_from_id(state).ok_or(RecordError::State(state))?,
+            written: Blocks(WRITTEN.u64(bytes)),
+            durable: Blocks(DURABLE.u64(bytes)),
+            generation: Generation(GENERATION.u64(bytes)),
+            epoch: Epoch(EPOCH.u64(bytes)),
+            salt: ZoneSalt(SALT.get(bytes)),
+        };
+        let capacity = geometry.zone_capacity_blocks(zone);
+        if record.durable > record.written || record.written > capacity {
+            return Err(RecordError::Range);
+        }
+        let conventional = geometry.zone_type(zone) == ZoneType::Conventional;
+        if (record.state == ZoneState::NotWritePointer && !conventional)
+            || (conventional && !state_of_conventional(record.state))
+        {
+            return Err(RecordError::State(state));
+        }
+        Ok((SEQUENCE.u64(bytes), record))
+    }
+
+    fn mac(&self, bytes: &[u8; RECORD_LEN]) -> Hmac<Sha256> {
+        let mut mac = self.prepared.clone();
+        mac.update(&bytes[..COVERED]);
+        mac
+    }
+}
+
+impl fmt::Debug for RecordKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RecordKey(..)")
+    }
+}
+
+/// A conventional zone has no write pointer, but its medium can fail.
+const fn state_of_conventional(state: ZoneState) -> bool {
+    matches!(
+        state,
+        ZoneState::NotWritePointer | ZoneState::ReadOnly | ZoneState::Offline
+    )
+}
+
+const fn state_id(state: ZoneState) -> u8 {
+    match state {
+        ZoneState::NotWritePointer => 1,
+        ZoneState::Empty => 2,
+        ZoneState::ImplicitOpen => 3,
+        ZoneState::ExplicitOpen => 4,
+        ZoneState::Closed => 5,
+        ZoneState::Full => 6,
+        ZoneState::ReadOnly => 7,
+        ZoneState::Offline => 8,
+    }
+}
+
+const fn state_from_id(id: u8) -> Option<ZoneState> {
+    Some(match id {
+        1 => ZoneState::NotWritePointer,
+        2 => ZoneState::Empty,
+        3 => ZoneState::ImplicitOpen,
+        4 => ZoneState::ExplicitOpen,
+        5 => ZoneState::Closed,
+        6 => ZoneState::Full,
+        7 => ZoneState::ReadOnly,
+        8 => ZoneState::Offline,
+        _ => return None,
+    })
+}
+
+/// Why a zone record is not one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum RecordError {
+    /// The MAC is wrong: rot, another volume's record, or tampering.
+    #[error("the record fails its authentication")]
+    Forged,
+    /// Lies in the wrong copy for its sequence number.
+    #[error("the record is a copy of the other one")]
+    Misplaced,
+    /// Authentic, of a kind that this version does not know.
+    #[error("the record is of unknown kind {0}")]
+    Kind(u8),
+    /// Authentic, of another zone.
+    #[error("the record belongs to zone {0}")]
+    Zone(u32),
+    /// Authentic, in a state that this zone cannot be in.
+    #[error("the record holds state {0}, which this zone cannot have")]
+    State(u8),
+    /// Authentic, with durable > written or written > capacity.
+    #[error("the record holds a write pointer out of range")]
+    Range,
+    /// Authentic, with reserved bytes in use.
+    #[error("the record uses bytes that this version does not know")]
+    Reserved,
+}

@@ -6,7 +6,7 @@ use std::ops::{Deref, DerefMut};
 use zeroize::Zeroize;
 
 /// Alignment of every buffer: a page, which satisfies any O_DIRECT medium.
-const ALIGN: usize = 4096;
+pub(super) const ALIGN: usize = 4096;
 
 /// A page-aligned buffer of a fixed capacity and a settable length.
 ///

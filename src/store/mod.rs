@@ -11,11 +11,16 @@
 //! writes.
 
 mod buffer;
+mod channel;
+mod file;
+mod sys;
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
 pub use buffer::IoBuf;
+pub use channel::FileStore;
+pub use file::{Access, Cache, FileMedium, OpenError};
 
 /// Names an operation between its submission and its completion. Chosen by the submitter.
 pub type Token = u64;

@@ -11,15 +11,17 @@ use crate::crypt::Cipher;
 use crate::geometry::{Blocks, Generation, Geometry, ZoneIndex, ZoneType};
 use crate::secret::{Credential, SecretError, VolumeKey, random_bytes};
 use crate::store::Medium;
-use crate::zone::{Epoch, ZoneRecord, ZoneSalt, ZoneState};
+use crate::zone::{Epoch, Loaded, RecordCopy, RecordWrite, ZoneRecord, ZoneSalt, ZoneState};
 
 use super::header::{Header, HeaderError, HeaderKey, RawHeader};
 use super::layout::{
-    HEADER_AREA_LEN, Layout, PAGE, PROTECTOR_SLOTS, RECORDS_START, TagSlotError, Twin,
+    HEADER_AREA_LEN, HeaderCopy, Layout, PAGE, PROTECTOR_SLOTS, RECORDS_START, TagSlotError,
 };
 use super::protector::{Protector, ProtectorError, Slot};
 use super::record::{RECORD_LEN, RecordError, RecordKey};
 
+/// Both copies of the zone records, in the order they lie in.
+const RECORD_COPIES: [RecordCopy; 2] = [RecordCopy::A, RecordCopy::B];
 /// Zone records read or written in one call: 1 MiB, beyond which calls get no cheaper.
 const CHUNK_RECORDS: usize = 8192;
 /// How often a header pair is read again that does not look whole: a daemon may be writing it.
@@ -64,7 +66,7 @@ pub fn create(medium: &impl Medium, spec: &CreateSpec<'_>) -> Result<Layout, Ima
     medium.sync()?;
     let mut header = Header::new(spec.uuid, spec.cipher, spec.geometry, spec.created);
     medium.write_at(
-        Layout::header_offset(Twin::of_sequence(header.sequence())),
+        Layout::header_offset(HeaderCopy::of_sequence(header.sequence())),
         &header.encode(&header_key),
     )?;
     medium.sync()?;
@@ -102,13 +104,13 @@ fn write_fresh_records(
         };
         let mut salts = vec![[0; 32]; piece.len()];
         random_bytes(salts.as_flattened_mut())?;
-        for (twin, sequence) in [(Twin::A, 0), (Twin::B, 1)] {
-            let mut bytes = Vec::with_capacity(piece.len() * RECORD_LEN);
-            for (&zone, &salt) in piece.iter().zip(&salts) {
-                let record = fresh_record(geometry, zone, ZoneSalt(salt));
-                bytes.extend_from_slice(&key.encode(zone, sequence, &record));
-            }
-            medium.write_at(layout.record_offset(twin, first), &bytes)?;
+        let mut bytes = Vec::with_capacity(piece.len() * RECORD_LEN);
+        for (&zone, &salt) in piece.iter().zip(&salts) {
+            let record = fresh_record(geometry, zone, ZoneSalt(salt));
+            bytes.extend_from_slice(&key.encode(zone, 0, &record));
+        }
+        for copy in RECORD_COPIES {
+            medium.write_at(layout.record_offset(copy, first), &bytes)?;
         }
     }
 }
@@ -119,7 +121,7 @@ pub struct FoundHeader {
     /// The newest sound copy.
     pub raw: RawHeader,
     /// The copy that is not sound, if one is not.
-    pub damaged: Option<Twin>,
+    pub damaged: Option<HeaderCopy>,
 }
 
 /// Reads both header copies and selects the newer sound one. An image that one copy claims to be
@@ -142,9 +144,9 @@ fn read_header_once(medium: &impl Medium) -> Result<FoundHeader, ImageError> {
     let mut best: Option<RawHeader> = None;
     let mut damaged = None;
     let mut rot = false;
-    for twin in Twin::BOTH {
+    for copy in HeaderCopy::BOTH {
         let mut area = [0; PAGE];
-        let offset = Layout::header_offset(twin);
+        let offset = Layout::header_offset(copy);
         let parsed = if size < offset + HEADER_AREA_LEN {
             Err(HeaderError::NotAnImage)
         } else {
@@ -152,16 +154,16 @@ fn read_header_once(medium: &impl Medium) -> Result<FoundHeader, ImageError> {
             RawHeader::parse(&area)
         };
         match parsed {
-            Ok(raw) if Twin::of_sequence(raw.sequence()) == twin => {
+            Ok(raw) if HeaderCopy::of_sequence(raw.sequence()) == copy => {
                 if best.as_ref().is_none_or(|b| b.sequence() < raw.sequence()) {
                     best = Some(raw);
                 }
             }
             Ok(_) | Err(HeaderError::Rot) => {
                 rot = true;
-                damaged = Some(twin);
+                damaged = Some(copy);
             }
-            Err(HeaderError::NotAnImage) => damaged = Some(twin),
+            Err(HeaderError::NotAnImage) => damaged = Some(copy),
             Err(refusal) => return Err(refusal.into()),
         }
     }
@@ -211,7 +213,7 @@ pub struct Unlocked {
     /// The protector slot that unlocked it.
     pub slot: u32,
     /// The header copy that was not sound, if one was not; the next two writes replace both.
-    pub damaged_header: Option<Twin>,
+    pub damaged_header: Option<HeaderCopy>,
 }
 
 impl Unlocked {
@@ -240,10 +242,10 @@ pub fn unlock(medium: &impl Medium, credential: &Credential) -> Result<Unlocked,
     let found = read_header(medium)?;
     let (slot, volume_key) = unseal_any(medium, &found.raw.uuid(), credential)?;
     let mut header = found.raw.verify(&volume_key)?;
-    if let Some(twin) = found.damaged {
+    if let Some(copy) = found.damaged {
         warn!(
             "header copy {} is damaged; going by the other one, as after a crash",
-            twin.name()
+            copy.name()
         );
         header.distrust_state();
     }
@@ -293,33 +295,31 @@ pub fn write_header(
         return Err(ImageError::ReadOnlyFeatures(header.read_only_features()));
     }
     let next = header.successor();
-    let twin = Twin::of_sequence(next.sequence());
-    medium.write_at(Layout::header_offset(twin), &next.encode(key))?;
+    let copy = HeaderCopy::of_sequence(next.sequence());
+    medium.write_at(Layout::header_offset(copy), &next.encode(key))?;
     medium.sync()?;
     *header = next;
     Ok(())
 }
 
-/// Writes the record of `zone` with number `sequence`, into the copy that this number selects. Not
-/// durable before the medium's next sync; see [`RecordKey`] for what needs one.
+/// Writes a record of `zone` to where the zone table wants it. Not durable before the medium's next
+/// sync; see [`RecordKey`] for what needs one.
 pub fn write_record(
     medium: &impl Medium,
     layout: &Layout,
     key: &RecordKey,
     zone: ZoneIndex,
-    sequence: u64,
-    record: &ZoneRecord,
+    order: &RecordWrite,
 ) -> io::Result<()> {
-    let offset = layout.record_offset(Twin::of_sequence(sequence), zone);
-    medium.write_at(offset, &key.encode(zone, sequence, record))
+    let bytes = key.encode(zone, order.sequence, &order.record);
+    medium.write_at(layout.record_offset(order.copy, zone), &bytes)
 }
 
 /// What the image holds of one zone's record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadedRecord {
-    /// The newer valid copy, with its sequence number. `None`: both are lost, and the zone with
-    /// them, for its salt is.
-    pub newest: Option<(u64, ZoneRecord)>,
+    /// The newer valid copy. `None`: both are lost, and the zone with them, for its salt is.
+    pub newest: Option<Loaded>,
     /// What is wrong with copy A and with copy B.
     pub faults: [Option<RecordError>; 2],
 }
@@ -343,9 +343,9 @@ pub fn load_records(
     let mut bytes = [Vec::new(), Vec::new()];
     for first in geometry.all_zones().step_by(CHUNK_RECORDS) {
         let left = (geometry.zones() - first.0) as usize;
-        for (buffer, twin) in bytes.iter_mut().zip(Twin::BOTH) {
+        for (buffer, copy) in bytes.iter_mut().zip(RECORD_COPIES) {
             buffer.resize(CHUNK_RECORDS.min(left) * RECORD_LEN, 0);
-            medium.read_at(layout.record_offset(twin, first), buffer)?;
+            medium.read_at(layout.record_offset(copy, first), buffer)?;
         }
         let (a, _) = bytes[0].as_chunks::<RECORD_LEN>();
         let (b, _) = bytes[1].as_chunks::<RECORD_LEN>();
@@ -371,8 +371,8 @@ fn reread_lost(
             continue;
         }
         let mut pair = [[0; RECORD_LEN]; 2];
-        for (bytes, twin) in pair.iter_mut().zip(Twin::BOTH) {
-            medium.read_at(layout.record_offset(twin, zone), bytes)?;
+        for (bytes, copy) in pair.iter_mut().zip(RECORD_COPIES) {
+            medium.read_at(layout.record_offset(copy, zone), bytes)?;
         }
         *record = judge(geometry, key, zone, [&pair[0], &pair[1]]);
     }
@@ -389,14 +389,20 @@ fn judge(
         newest: None,
         faults: [None, None],
     };
-    for ((twin, bytes), fault) in Twin::BOTH.into_iter().zip(copies).zip(&mut loaded.faults) {
+    for ((copy, bytes), fault) in RECORD_COPIES
+        .into_iter()
+        .zip(copies)
+        .zip(&mut loaded.faults)
+    {
         match key.decode(geometry, zone, bytes) {
-            Ok((sequence, _)) if Twin::of_sequence(sequence) != twin => {
-                *fault = Some(RecordError::Misplaced);
-            }
             Ok((sequence, record)) => {
-                if loaded.newest.is_none_or(|(newest, _)| newest < sequence) {
-                    loaded.newest = Some((sequence, record));
+                // Equal numbers are equal content: those of a new image.
+                if loaded.newest.is_none_or(|best| best.sequence < sequence) {
+                    loaded.newest = Some(Loaded {
+                        record,
+                        sequence,
+                        copy,
+                    });
                 }
             }
             Err(error) => *fault = Some(error),

@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use crate::geometry::{Geometry, ZoneIndex, ZoneType};
+use crate::zone::RecordCopy;
 
 use super::record::RECORD_LEN;
 
@@ -24,23 +25,23 @@ pub const DATA_ALIGN: u64 = 64 << 10;
 /// Largest tag slot that a layout can be computed for, in bytes a block.
 pub const MAX_TAG_SLOT_BYTES: u32 = 64;
 
-/// One of the two copies that headers and zone records are kept in.
+/// One of the two copies of the header.
 ///
-/// Sequence numbers decide who is where: what carries an even number lies in A, an odd one in B,
-/// so that a successor never overwrites the copy it replaces.
+/// Its sequence number decides where a header lies, even ones in A and odd ones in B, so that a
+/// successor never overwrites what it replaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Twin {
+pub enum HeaderCopy {
     /// Even sequence numbers.
     A,
     /// Odd sequence numbers.
     B,
 }
 
-impl Twin {
+impl HeaderCopy {
     /// Both, in the order they lie in.
     pub const BOTH: [Self; 2] = [Self::A, Self::B];
 
-    /// The copy that holds what has this sequence number.
+    /// The copy that holds the header with this sequence number.
     pub const fn of_sequence(sequence: u64) -> Self {
         if sequence.is_multiple_of(2) {
             Self::A
@@ -126,11 +127,11 @@ impl Layout {
         self.data_offset(last) + self.extents_len(self.data_len(last))
     }
 
-    /// Where header copy `twin` lies.
-    pub const fn header_offset(twin: Twin) -> u64 {
-        match twin {
-            Twin::A => 0,
-            Twin::B => HEADER_AREA_LEN,
+    /// Where `copy` of the header lies.
+    pub const fn header_offset(copy: HeaderCopy) -> u64 {
+        match copy {
+            HeaderCopy::A => 0,
+            HeaderCopy::B => HEADER_AREA_LEN,
         }
     }
 
@@ -139,18 +140,18 @@ impl Layout {
         2 * HEADER_AREA_LEN + slot as u64 * PROTECTOR_SLOT_LEN
     }
 
-    /// Offset and length of the zone records of copy `twin`.
-    pub const fn record_area(&self, twin: Twin) -> (u64, u64) {
-        let offset = match twin {
-            Twin::A => RECORDS_START,
-            Twin::B => RECORDS_START + self.record_area_len,
+    /// Offset and length of the area of `copy` of the zone records.
+    pub const fn record_area(&self, copy: RecordCopy) -> (u64, u64) {
+        let offset = match copy {
+            RecordCopy::A => RECORDS_START,
+            RecordCopy::B => RECORDS_START + self.record_area_len,
         };
         (offset, self.record_area_len)
     }
 
-    /// Where copy `twin` of the record of `zone` lies.
-    pub const fn record_offset(&self, twin: Twin, zone: ZoneIndex) -> u64 {
-        self.record_area(twin).0 + zone.0 as u64 * RECORD_LEN as u64
+    /// Where `copy` of the record of `zone` lies.
+    pub const fn record_offset(&self, copy: RecordCopy, zone: ZoneIndex) -> u64 {
+        self.record_area(copy).0 + zone.0 as u64 * RECORD_LEN as u64
     }
 
     /// Where the data of `zone` begins.
@@ -218,12 +219,15 @@ mod tests {
     #[test]
     fn a_small_disk_lies_where_the_table_says() {
         let layout = Layout::new(&spec().validate().unwrap(), 0).unwrap();
-        assert_eq!(Layout::header_offset(Twin::B), 4096);
+        assert_eq!(Layout::header_offset(HeaderCopy::B), 4096);
         assert_eq!(Layout::protector_offset(0), 8192);
         assert_eq!(Layout::protector_offset(7), 8192 + 7 * 4096);
-        assert_eq!(layout.record_area(Twin::A), (65536, 4096));
-        assert_eq!(layout.record_area(Twin::B), (65536 + 4096, 4096));
-        assert_eq!(layout.record_offset(Twin::B, ZoneIndex(3)), 69632 + 384);
+        assert_eq!(layout.record_area(RecordCopy::A), (65536, 4096));
+        assert_eq!(layout.record_area(RecordCopy::B), (65536 + 4096, 4096));
+        assert_eq!(
+            layout.record_offset(RecordCopy::B, ZoneIndex(3)),
+            69632 + 384
+        );
         assert_eq!(layout.data_offset(ZoneIndex(0)), 131_072);
         assert_eq!(layout.data_offset(ZoneIndex(2)), 131_072 + (8 << 20));
         assert_eq!(layout.data_offset(ZoneIndex(3)), 131_072 + (11 << 20));
@@ -292,8 +296,8 @@ mod tests {
                 max_append: block,
             }.validate().unwrap();
             let layout = Layout::new(&geometry, tags).unwrap();
-            let (a, len) = layout.record_area(Twin::A);
-            let (b, _) = layout.record_area(Twin::B);
+            let (a, len) = layout.record_area(RecordCopy::A);
+            let (b, _) = layout.record_area(RecordCopy::B);
             prop_assert_eq!(b, a + len);
             prop_assert!(len >= zones * RECORD_LEN as u64);
             let mut end = b + len;

@@ -20,8 +20,8 @@ pub use header::{
 };
 pub use image::{CreateSpec, ImageError, LoadedRecord, Unlocked};
 pub use layout::{
-    AREA_ALIGN, DATA_ALIGN, HEADER_AREA_LEN, Layout, MAX_TAG_SLOT_BYTES, PROTECTOR_SLOT_LEN,
-    PROTECTOR_SLOTS, RECORDS_START, TagSlotError, Twin,
+    AREA_ALIGN, DATA_ALIGN, HEADER_AREA_LEN, HeaderCopy, Layout, MAX_TAG_SLOT_BYTES,
+    PROTECTOR_SLOT_LEN, PROTECTOR_SLOTS, RECORDS_START, TagSlotError,
 };
 pub use protector::{
     Argon2Cost, MAX_LABEL_LEN, NewProtector, Protector, ProtectorError, ProtectorKind, Slot,

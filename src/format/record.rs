@@ -52,15 +52,14 @@ const MAC: Field<96, 32> = Field;
 /// | 96 | 32 | HMAC-SHA256 over the volume's uuid (16 bytes) and bytes 0 to 95 |
 ///
 /// The MAC key is HKDF-SHA512(volume key; salt = uuid; info = "zonevault 1 zone record mac" ||
-/// uuid), 64 bytes. A record of sequence number s lies in copy A if s is even, in B if odd; of two valid
-/// ones the higher number holds.
+/// uuid), 64 bytes. Of a zone's two copies the valid one with the higher number
+/// holds; a new image has the same bytes in both.
 ///
-/// *Write order.* A change of a zone writes sequence s + 1, which leaves s in the other copy. The
-/// next change of the same zone may be written at once if losing both to a power cut only loses
-/// what no flush has promised; what must survive (a reset, a finish, a new epoch) is followed by a
-/// sync before the next write of that zone's other copy. *A reset erases the old salt*: it writes
-/// s + 1 with the new salt, syncs, writes s + 2 with the same content, syncs, and only then is the
-/// old salt in neither copy.
+/// *Write order.* A record is written over the copy that is not the newest durable one; until a
+/// sync covers it, it is rewritten in place with higher numbers. So one copy is always whole and
+/// not in flight, and a power cut costs at most what no flush has promised. *A reset erases the
+/// old salt*: the record with the new salt is written to one copy and synced, then to the other
+/// and synced, and only then is the reset complete.
 pub struct RecordKey {
     /// HMAC with the key and the uuid already in, so that a record costs three compressions.
     prepared: Hmac<Sha256>,
@@ -189,9 +188,6 @@ pub enum RecordError {
     /// The MAC is wrong: rot, another volume's record, or tampering.
     #[error("the record fails its authentication")]
     Forged,
-    /// Lies in the wrong copy for its sequence number.
-    #[error("the record is a copy of the other one")]
-    Misplaced,
     /// Authentic, of a kind that this version does not know.
     #[error("the record is of unknown kind {0}")]
     Kind(u8),

@@ -3,6 +3,7 @@
 pub mod crypt;
 pub mod format;
 pub mod geometry;
+pub mod keyslot;
 pub mod request;
 pub mod secret;
 pub mod store;

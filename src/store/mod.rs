@@ -13,6 +13,8 @@
 mod buffer;
 mod channel;
 mod file;
+#[doc(hidden)]
+pub mod mem;
 mod sys;
 
 use std::io;

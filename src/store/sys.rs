@@ -63,13 +63,23 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 /// Unlike the older POSIX locks it belongs to the description, not to the process: closing some
 /// other descriptor of the file does not drop it, and a second opening in one process conflicts.
 pub(super) fn lock_exclusive(file: &File) -> io::Result<bool> {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "0 and 1, declared wider than the fields"
+    )]
+    const WRITE_LOCK: libc::c_short = libc::F_WRLCK as libc::c_short;
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "0, declared wider than the field"
+    )]
+    const FROM_START: libc::c_short = libc::SEEK_SET as libc::c_short;
     let mut lock: libc::flock = {
         // SAFETY: flock is a plain C structure for which all bits zero is valid: from the start
         // of the file, of length 0, which means to its end; the pid must be 0 for OFD locks.
         unsafe { MaybeUninit::zeroed().assume_init() }
     };
-    lock.l_type = libc::F_WRLCK as libc::c_short;
-    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_type = WRITE_LOCK;
+    lock.l_whence = FROM_START;
     // SAFETY: the descriptor is open for as long as `file` is borrowed, `lock` outlives the call.
     match check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) }) {
         Ok(_) => Ok(true),
@@ -118,18 +128,19 @@ pub(super) fn direct_support(file: &File) -> io::Result<DirectSupport> {
 /// so O_DIRECT means nothing there and a read never waits for a device.
 pub(super) fn lives_in_memory(file: &File) -> io::Result<bool> {
     /// `RAMFS_MAGIC` of the kernel's linux/magic.h.
-    const RAMFS_MAGIC: i64 = 0x8584_58f6;
+    const RAMFS_MAGIC: i128 = 0x8584_58f6;
     let mut answer = MaybeUninit::<libc::statfs>::zeroed();
     // SAFETY: the descriptor is open, and `answer` is the structure that the call fills.
     check(unsafe { libc::fstatfs(file.as_raw_fd(), answer.as_mut_ptr()) })?;
     // SAFETY: it was zeroed and every field is an integer.
-    let kind = unsafe { answer.assume_init() }.f_type as i64;
-    Ok([
-        libc::TMPFS_MAGIC as i64,
-        libc::HUGETLBFS_MAGIC as i64,
+    let answer = unsafe { answer.assume_init() };
+    // The width and the sign of the field differ between C libraries.
+    let in_memory = [
+        i128::from(libc::TMPFS_MAGIC),
+        i128::from(libc::HUGETLBFS_MAGIC),
         RAMFS_MAGIC,
-    ]
-    .contains(&kind))
+    ];
+    Ok(in_memory.contains(&i128::from(answer.f_type)))
 }
 
 /// Reads what is in the page cache, and fails with `WouldBlock` rather than wait for a device.

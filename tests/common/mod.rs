@@ -7,6 +7,7 @@
 //! The reference model (`model.rs`) is taken in by the tests that need it.
 
 pub mod daemon;
+pub mod disk;
 pub mod frontend;
 pub mod memory;
 pub mod ops;

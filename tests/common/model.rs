@@ -196,7 +196,7 @@ impl Model {
     /// What reading `len` bytes may answer, with the data of a good read.
     pub fn read(&self, sector: u64, len: usize) -> (Verdict, &[u8]) {
         let sectors = len as u64 / SECTOR;
-        if len == 0 || len as u64 % SECTOR != 0 {
+        if len == 0 || !(len as u64).is_multiple_of(SECTOR) {
             return (vec![status::IOERR], &[]);
         }
         let Some(zones) = self.touched(sector, sectors) else {
@@ -223,7 +223,9 @@ impl Model {
         }
         let mut errors = Vec::new();
         let offset = sector - self.start(zone);
-        if offset != z.written || !sector.is_multiple_of(g.block) || !sectors.is_multiple_of(g.block)
+        if offset != z.written
+            || !sector.is_multiple_of(g.block)
+            || !sectors.is_multiple_of(g.block)
         {
             errors.push(status::UNALIGNED_WP);
         }
@@ -251,7 +253,8 @@ impl Model {
     /// What writing may answer; if it may succeed, it has.
     pub fn write(&mut self, sector: u64, data: &[u8]) -> Verdict {
         let sectors = data.len() as u64 / SECTOR;
-        if self.read_only || data.is_empty() || data.len() as u64 % SECTOR != 0 {
+        let ragged = !(data.len() as u64).is_multiple_of(SECTOR);
+        if self.read_only || data.is_empty() || ragged {
             return vec![status::IOERR];
         }
         let Some(zones) = self.touched(sector, sectors) else {
@@ -288,7 +291,7 @@ impl Model {
         };
         let place = sector + self.zones[zone].written;
         let mut errors = self.write_errors(zone, place, sectors);
-        if data.len() as u64 % SECTOR != 0 {
+        if !(data.len() as u64).is_multiple_of(SECTOR) {
             errors.extend([status::IOERR, status::UNALIGNED_WP]);
         }
         if sectors > self.geometry.max_append {

@@ -70,6 +70,9 @@ pub enum Next {
     Index(u16),
 }
 
+/// How long after a used element its call may come, in milliseconds.
+const CALL_GRACE_MS: i32 = 1000;
+
 const CALL: u64 = 0;
 const ERR: u64 = 1;
 
@@ -131,6 +134,11 @@ impl Queue {
     /// Requests that have not come back.
     pub fn in_flight(&self) -> usize {
         self.flights.len()
+    }
+
+    /// The ticket of the newest request; tickets count up by one.
+    pub fn last_ticket(&self) -> u64 {
+        self.tickets
     }
 
     /// Offers a request without telling the device. Returns its ticket.
@@ -340,7 +348,11 @@ impl Queue {
             let _count = self.call.read();
         }
         match n {
-            0 if self.ring.ready() > 0 => Err(QueueError::LostCall),
+            // The device publishes first and calls then: only a call that stays away is lost.
+            0 if self.ring.ready() > 0 => match self.epoll.wait(CALL_GRACE_MS, &mut events) {
+                Ok(0) => Err(QueueError::LostCall),
+                _ => Ok(()),
+            },
             0 if left.is_zero() || Instant::now() >= deadline => Err(QueueError::TimedOut),
             _ => Ok(()),
         }

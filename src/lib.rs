@@ -1,5 +1,6 @@
 //! A vhost-user-blk backend that presents a zoned, encrypted disk.
 #![warn(missing_docs)]
+pub mod cli;
 pub mod crypt;
 pub mod format;
 pub mod geometry;
@@ -7,4 +8,5 @@ pub mod keyslot;
 pub mod request;
 pub mod secret;
 pub mod store;
+pub mod volume;
 pub mod zone;

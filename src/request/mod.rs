@@ -216,7 +216,7 @@ impl Policy {
         if data_out != SEGMENT_LEN as u64 {
             return Err(Status::IoError);
         }
-        let segment = Segment::read(chain, HEADER_LEN).map_err(|_| Status::IoError)?;
+        let segment = Segment::read(chain, HEADER_LEN as u64).map_err(|_| Status::IoError)?;
         let discard = kind == blk::VIRTIO_BLK_T_DISCARD;
         if !segment.flags_valid(!discard) {
             return Err(Status::Unsupported);
@@ -310,7 +310,7 @@ impl Request {
             .map_err(|_| Status::IoError)
             .and_then(|header| {
                 let data_in = chain.writable_len().saturating_sub(1);
-                let data_out = chain.readable_len().saturating_sub(HEADER_LEN);
+                let data_out = chain.readable_len().saturating_sub(HEADER_LEN as u64);
                 policy.command(header, &chain, data_in, data_out)
             });
         Self { command, chain }
@@ -334,7 +334,7 @@ impl Chain {
 
     /// Copies data that the driver sent, from `offset` after the header.
     pub fn read_data(&self, offset: u64, buf: &mut [u8]) -> Result<(), MemoryFault> {
-        self.read(HEADER_LEN.saturating_add(offset), buf)
+        self.read((HEADER_LEN as u64).saturating_add(offset), buf)
     }
 
     /// Writes the outcome where the driver looks for it. Returns the used length: how many bytes

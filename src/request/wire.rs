@@ -6,15 +6,15 @@ use crate::zone::{ZoneInfo, ZoneState};
 use super::chain::{Chain, MemoryFault};
 
 /// Bytes of a request header.
-pub(super) const HEADER_LEN: u64 = 16;
+pub(super) const HEADER_LEN: usize = 16;
 /// Bytes of a DISCARD or WRITE_ZEROES segment.
 pub(super) const SEGMENT_LEN: usize = 16;
 /// Bytes of a serial number; shorter ones are padded with NULs.
 pub const SERIAL_LEN: usize = 20;
 /// Bytes before the first zone of a report.
-pub const REPORT_HEADER_LEN: u64 = 64;
+pub const REPORT_HEADER_LEN: usize = 64;
 /// Bytes of one zone in a report.
-pub const REPORT_ENTRY_LEN: u64 = 64;
+pub const REPORT_ENTRY_LEN: usize = 64;
 
 /// Segment flag: the blocks may be deallocated.
 const FLAG_UNMAP: u32 = 1;
@@ -30,7 +30,7 @@ pub(super) struct Header {
 impl Header {
     /// Copies the header out of the chain, wherever its bytes are.
     pub(super) fn read(chain: &Chain) -> Result<Self, MemoryFault> {
-        let mut bytes = [0; HEADER_LEN as usize];
+        let mut bytes = [0; HEADER_LEN];
         chain.read(0, &mut bytes)?;
         let [k0, k1, k2, k3, _, _, _, _, sector @ ..] = bytes;
         Ok(Self {
@@ -69,16 +69,16 @@ impl Segment {
 }
 
 /// `struct virtio_blk_zone_report` up to its zones: nr_zones le64 @0, 56 reserved bytes.
-pub fn report_header(zones: u64) -> [u8; REPORT_HEADER_LEN as usize] {
-    let mut bytes = [0; REPORT_HEADER_LEN as usize];
+pub fn report_header(zones: u64) -> [u8; REPORT_HEADER_LEN] {
+    let mut bytes = [0; REPORT_HEADER_LEN];
     bytes[..8].copy_from_slice(&zones.to_le_bytes());
     bytes
 }
 
 /// `struct virtio_blk_zone_descriptor`: z_cap le64 @0, z_start le64 @8, z_wp le64 @16, z_type u8
 /// @24, z_state u8 @25, 38 reserved bytes.
-pub fn encode_zone(zone: &ZoneInfo) -> [u8; REPORT_ENTRY_LEN as usize] {
-    let mut bytes = [0; REPORT_ENTRY_LEN as usize];
+pub fn encode_zone(zone: &ZoneInfo) -> [u8; REPORT_ENTRY_LEN] {
+    let mut bytes = [0; REPORT_ENTRY_LEN];
     bytes[..8].copy_from_slice(&zone.capacity.0.to_le_bytes());
     bytes[8..16].copy_from_slice(&zone.start.0.to_le_bytes());
     bytes[16..24].copy_from_slice(&zone.write_pointer.0.to_le_bytes());

@@ -1,0 +1,666 @@
+//! The way of one queue's operations through the disk.
+//!
+//! An operation begins ([`Channel::start`]), is admitted, is worked off in pieces of at most
+//! [`PIECE`] bytes (copied to a private buffer, encrypted there, submitted; the reverse for reads),
+//! takes its turn in the zone's line, perhaps waits for a sync, and ends in [`Channel::poll`].
+//! Each guest byte is read once. When buffers run out, the operation waits in the backlog.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::{error, warn};
+
+use crate::geometry::{Blocks, Generation, SECTOR_SIZE, Sector, ZoneIndex, ZoneType};
+use crate::keyslot::{KeyCache, KeyId, KeyRef, KeyslotError};
+use crate::request::{Command, Outcome, Span, Status, ZoneAction, blocks_of};
+use crate::store::{Completion, IoBuf, Medium, Op as StoreOp, Store, Token};
+use crate::zone::{Admission, Grant, Released, Ticket, ZoneError};
+
+use super::Volume;
+use super::op::{Direction, Finished, Op, Payload, Piece, PieceKind, Stage, Transfer};
+use super::pool::{PIECE, Pool};
+use super::sync::SyncRound;
+
+/// Operations of the store that a channel has in flight at most.
+const STORE_DEPTH: u32 = 512;
+/// How long a dropped channel waits for the kernel to let go of its buffers.
+const DROP_PATIENCE: Duration = Duration::from_secs(60);
+/// What reads of unwritten space are made of.
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// One queue's access to a disk. Belongs to one thread.
+#[derive(Debug)]
+pub struct Channel<M: Medium, P: Payload> {
+    pub(super) volume: Arc<Volume<M>>,
+    pub(super) store: M::Store,
+    pub(super) queue: u16,
+    ops: Vec<Option<Op<P>>>,
+    free_ops: Vec<u32>,
+    pieces: Vec<Option<Piece>>,
+    free_pieces: Vec<u32>,
+    pool: Pool,
+    keys: KeyCache,
+    /// Operations with pieces left to begin, first come first served.
+    backlog: VecDeque<u32>,
+    /// Zones in which something ended since they were settled.
+    touched: Vec<ZoneIndex>,
+    pub(super) released: Vec<Released>,
+    completions: Vec<Completion>,
+    pub(super) round: SyncRound,
+    done: Vec<Finished<P>>,
+}
+
+impl<M: Medium, P: Payload> Channel<M, P> {
+    pub(super) fn new(volume: Arc<Volume<M>>, queue: u16, depth: u16) -> io::Result<Self> {
+        let store = volume.medium.open_store(STORE_DEPTH)?;
+        Ok(Self {
+            volume,
+            store,
+            queue,
+            ops: (0..depth).map(|_| None).collect(),
+            free_ops: (0..u32::from(depth)).rev().collect(),
+            pieces: (0..STORE_DEPTH).map(|_| None).collect(),
+            // The last token is the sync's.
+            free_pieces: (0..STORE_DEPTH - 1).rev().collect(),
+            pool: Pool::new(),
+            keys: KeyCache::default(),
+            backlog: VecDeque::with_capacity(usize::from(depth)),
+            touched: Vec::new(),
+            released: Vec::new(),
+            completions: Vec::new(),
+            round: SyncRound::default(),
+            done: Vec::with_capacity(usize::from(depth)),
+        })
+    }
+
+    /// The disk.
+    pub fn volume(&self) -> &Arc<Volume<M>> {
+        &self.volume
+    }
+
+    /// Whether another operation can be started: there is room for it, and none waits for buffers.
+    pub fn has_room(&self) -> bool {
+        !self.free_ops.is_empty() && self.backlog.is_empty()
+    }
+
+    /// Nothing is under way.
+    pub fn is_idle(&self) -> bool {
+        self.free_ops.len() == self.ops.len() && self.done.is_empty()
+    }
+
+    /// Readable when the store has completed something; `None` if it never does so by itself.
+    pub fn store_event(&self) -> Option<BorrowedFd<'_>> {
+        self.store.event()
+    }
+
+    /// Blocks until the store has something, or for `timeout`.
+    pub fn wait(&mut self, timeout: Duration) {
+        self.store.wait(timeout);
+    }
+
+    /// Starts an operation. It ends in a later [`Channel::poll`]. Without room for it
+    /// ([`Channel::has_room`]) it fails.
+    pub fn start(&mut self, command: Command, payload: P) {
+        let Some(id) = self.free_ops.pop() else {
+            self.done.push(Finished {
+                payload,
+                outcome: Outcome::Done(Status::IoError, 0),
+            });
+            return;
+        };
+        if let Some(slot) = self.ops.get_mut(id as usize) {
+            *slot = Some(Op {
+                command,
+                payload,
+                stage: Stage::Parked,
+            });
+        }
+        self.begin(id);
+    }
+
+    /// Works on everything that can go on and moves what ended to `finished`.
+    pub fn poll(&mut self, finished: &mut Vec<Finished<P>>) {
+        self.volume.take_mail(self.queue, &mut self.released);
+        self.reap();
+        loop {
+            self.settle();
+            if self.released.is_empty() && self.touched.is_empty() {
+                break;
+            }
+            self.handle_released();
+            self.reap();
+        }
+        self.start_sync_round();
+        self.store.kick();
+        finished.append(&mut self.done);
+    }
+
+    /// Begins an operation, for the first time or once more after it was parked.
+    fn begin(&mut self, id: u32) {
+        let Some(command) = self.op(id).map(|op| op.command) else {
+            return;
+        };
+        let ticket = Ticket {
+            queue: self.queue,
+            op: id,
+        };
+        match command {
+            Command::Read(span) => self.begin_transfer(id, Direction::Read, span, None),
+            Command::Write(span) => self.begin_write(id, span, ticket),
+            Command::Append(zone, len) => self.begin_append(id, zone, len, ticket),
+            Command::Flush => self.wait_for_sync(id, Outcome::Done(Status::Ok, 0)),
+            Command::Discard(span) => self.begin_in_place(id, Direction::Discard, span),
+            Command::WriteZeroes(span) => self.begin_in_place(id, Direction::Zeroes, span),
+            Command::Zone(ZoneAction::Open, zone) => self.open_zone(id, zone, ticket),
+            Command::Zone(ZoneAction::Close, zone) => self.close_zone(id, zone, ticket),
+            Command::Zone(ZoneAction::Finish, zone) => self.finish_zone(id, zone, ticket),
+            Command::Zone(ZoneAction::Reset, zone) => self.reset_zone(id, zone, ticket),
+            Command::ResetAll => self.reset_all(id, ticket),
+            // Answered by the queue, from tables.
+            Command::GetId | Command::Report(_) => self.finish(id, Status::Unsupported),
+        }
+    }
+
+    fn begin_write(&mut self, id: u32, span: Span, ticket: Ticket) {
+        let geometry = *self.volume.geometry();
+        match geometry.zone_of(span.sector) {
+            Some(zone) if geometry.zone_type(zone) == ZoneType::Sequential => {
+                let (at, count) = blocks_of(&geometry, zone, span);
+                let admission = self.volume.table.admit_write(zone, Some(at), count, ticket);
+                self.begin_granted(id, admission, span.len);
+            }
+            _ => self.begin_in_place(id, Direction::Write, span),
+        }
+    }
+
+    fn begin_append(&mut self, id: u32, zone: ZoneIndex, len: u64, ticket: Ticket) {
+        let count = self.volume.geometry().blocks_in(len);
+        let admission = self.volume.table.admit_write(zone, None, count, ticket);
+        self.begin_granted(id, admission, len);
+    }
+
+    fn begin_granted(&mut self, id: u32, admission: Result<Admission<Grant>, ZoneError>, len: u64) {
+        match admission {
+            Ok(Admission::Granted(grant)) => {
+                if let Some(closed) = grant.closed {
+                    self.touch(closed);
+                }
+                let sector = self.volume.geometry().block_sector(grant.zone, grant.start);
+                let span = Span { sector, len };
+                self.begin_transfer(id, Direction::Write, span, Some(grant));
+            }
+            Ok(Admission::Parked) => self.set_stage(id, Stage::Parked),
+            Err(error) => self.finish(id, error.into()),
+        }
+    }
+
+    /// Begins a change of conventional zones.
+    fn begin_in_place(&mut self, id: u32, direction: Direction, span: Span) {
+        if self.volume.in_place_failed() {
+            self.finish(id, Status::IoError);
+        } else {
+            self.begin_transfer(id, direction, span, None);
+        }
+    }
+
+    fn begin_transfer(&mut self, id: u32, direction: Direction, span: Span, grant: Option<Grant>) {
+        self.set_stage(id, Stage::Transfer(Transfer::new(direction, span, grant)));
+        self.backlog.push_back(id);
+        self.pump();
+    }
+
+    /// Begins pieces of the backlog for as long as there are buffers.
+    pub(super) fn pump(&mut self) {
+        while let Some(&id) = self.backlog.front() {
+            let more = match self.op(id).map(|op| &op.stage) {
+                Some(Stage::Transfer(transfer)) if transfer.left > 0 => self.begin_piece(id),
+                Some(Stage::Reset(_)) => self.begin_deallocation(id),
+                _ => Progress::AllBegun,
+            };
+            match more {
+                Progress::Begun => {}
+                Progress::AllBegun => {
+                    self.backlog.pop_front();
+                    self.end_transfer_if_over(id);
+                }
+                Progress::Starved => break,
+            }
+        }
+    }
+
+    /// Begins the next piece of a transfer.
+    fn begin_piece(&mut self, id: u32) -> Progress {
+        let geometry = *self.volume.geometry();
+        let Some((direction, sector, left)) = self
+            .transfer(id)
+            .map(|transfer| (transfer.direction, transfer.sector, transfer.left))
+        else {
+            return Progress::AllBegun;
+        };
+        let Some(zone) = geometry.zone_of(sector) else {
+            return self.fail_transfer(id, Status::IoError);
+        };
+        let zone_end = geometry.zone_start(zone).0 + geometry.zone_len(zone).0;
+        let len = left.min((zone_end - sector.0) * SECTOR_SIZE);
+        let span = Span { sector, len };
+        match direction {
+            Direction::Read => self.begin_read_piece(id, zone, span),
+            Direction::Write | Direction::Zeroes => self.begin_write_piece(id, zone, span),
+            Direction::Discard => self.begin_discard_piece(id, zone, span),
+        }
+    }
+
+    fn begin_read_piece(&mut self, id: u32, zone: ZoneIndex, span: Span) -> Progress {
+        let view = match self.volume.table.admit_read(zone) {
+            Ok(view) => view,
+            Err(error) => return self.fail_transfer(id, error.into()),
+        };
+        let geometry = *self.volume.geometry();
+        let len = span.len.min(PIECE as u64);
+        let (first, count) = blocks_of(&geometry, zone, Span { len, ..span });
+        let valid = Blocks(view.written.0.saturating_sub(first.0).min(count.0));
+        let stored = geometry.block_bytes(valid);
+        let offset = self.transfer(id).map_or(0, |transfer| transfer.offset);
+        if stored == 0 {
+            return match self.scatter_zeroes(id, offset, len) {
+                Ok(()) => self.advance(id, len, 0),
+                Err(status) => self.fail_transfer(id, status),
+            };
+        }
+        let Some((token, buf)) = self.piece_and_buffer(stored) else {
+            return Progress::Starved;
+        };
+        let kind = PieceKind::Read {
+            generation: view.generation,
+            first,
+            offset,
+            zeroes: len - stored,
+        };
+        let at = self.volume.layout.data_offset(zone) + geometry.block_bytes(first);
+        self.submit(
+            token,
+            Piece { op: id, zone, kind },
+            StoreOp::Read { offset: at, buf },
+        );
+        self.advance(id, len, 1)
+    }
+
+    fn begin_write_piece(&mut self, id: u32, zone: ZoneIndex, span: Span) -> Progress {
+        let geometry = *self.volume.geometry();
+        let len = span.len.min(PIECE as u64);
+        let (first, _) = blocks_of(&geometry, zone, Span { len, ..span });
+        let Some((token, mut buf)) = self.piece_and_buffer(len) else {
+            return Progress::Starved;
+        };
+        if let Err(status) = self.fill_and_encrypt(id, zone, first, &mut buf) {
+            self.free_pieces.push(token);
+            self.pool.give(buf);
+            return self.fail_transfer(id, status);
+        }
+        let piece = Piece {
+            op: id,
+            zone,
+            kind: PieceKind::Write,
+        };
+        let offset = self.volume.layout.data_offset(zone) + geometry.block_bytes(first);
+        self.submit(token, piece, StoreOp::Write { offset, buf });
+        self.advance(id, len, 1)
+    }
+
+    /// Fills `buf` with what is to be written at block `first` of `zone`, encrypted.
+    fn fill_and_encrypt(
+        &mut self,
+        id: u32,
+        zone: ZoneIndex,
+        first: Blocks,
+        buf: &mut [u8],
+    ) -> Result<(), Status> {
+        let op = self.ops.get(id as usize).and_then(Option::as_ref);
+        let Some((op, Stage::Transfer(transfer))) = op.map(|op| (op, &op.stage)) else {
+            return Err(Status::IoError);
+        };
+        let generation = match &transfer.grant {
+            Some(grant) => grant.generation,
+            None => self.volume.table.admit_read(zone)?.generation,
+        };
+        if transfer.direction == Direction::Zeroes {
+            buf.fill(0);
+        } else if op.payload.gather(transfer.offset, buf).is_err() {
+            return Err(Status::IoError);
+        }
+        let key = self.key(zone, generation).map_err(|e| {
+            error!("{zone}: {e}");
+            Status::IoError
+        })?;
+        key.encrypt(self.block_len(), first.0, buf)
+            .map_err(|_| Status::IoError)
+    }
+
+    fn begin_discard_piece(&mut self, id: u32, zone: ZoneIndex, span: Span) -> Progress {
+        let Some(token) = self.free_pieces.pop() else {
+            return Progress::Starved;
+        };
+        let geometry = *self.volume.geometry();
+        let (first, count) = blocks_of(&geometry, zone, span);
+        let piece = Piece {
+            op: id,
+            zone,
+            kind: PieceKind::Deallocate,
+        };
+        let offset = self.volume.layout.data_offset(zone) + geometry.block_bytes(first);
+        let len = geometry.block_bytes(count);
+        self.submit(token, piece, StoreOp::Deallocate { offset, len });
+        self.advance(id, span.len, 1)
+    }
+
+    fn piece_and_buffer(&mut self, len: u64) -> Option<(u32, IoBuf)> {
+        let token = self.free_pieces.pop()?;
+        let buf = usize::try_from(len)
+            .ok()
+            .and_then(|len| self.pool.take(len));
+        if buf.is_none() {
+            self.free_pieces.push(token);
+        }
+        Some((token, buf?))
+    }
+
+    pub(super) fn free_piece(&mut self) -> Option<u32> {
+        self.free_pieces.pop()
+    }
+
+    pub(super) fn submit(&mut self, token: u32, piece: Piece, op: StoreOp) {
+        if let Some(slot) = self.pieces.get_mut(token as usize) {
+            *slot = Some(piece);
+        }
+        self.store.submit(op, Token::from(token));
+    }
+
+    /// Books `len` bytes of a transfer as begun.
+    fn advance(&mut self, id: u32, len: u64, pieces: u32) -> Progress {
+        if let Some(transfer) = self.transfer(id) {
+            transfer.sector = Sector(transfer.sector.0 + len / SECTOR_SIZE);
+            transfer.left -= len;
+            transfer.offset += len;
+            transfer.flying += pieces;
+        }
+        Progress::Begun
+    }
+
+    fn fail_transfer(&mut self, id: u32, status: Status) -> Progress {
+        if let Some(transfer) = self.transfer(id) {
+            transfer.fail(status);
+        }
+        Progress::AllBegun
+    }
+
+    /// Takes what the store completed, and begins what waited for its buffers.
+    fn reap(&mut self) {
+        loop {
+            let mut completions = std::mem::take(&mut self.completions);
+            self.store.reap(&mut completions);
+            if completions.is_empty() {
+                self.completions = completions;
+                return;
+            }
+            for completion in completions.drain(..) {
+                self.complete(completion);
+            }
+            self.completions = completions;
+            self.pump();
+        }
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        let Completion { token, result, buf } = completion;
+        if token == super::sync::TOKEN {
+            self.end_sync(result);
+            return;
+        }
+        let slot = usize::try_from(token)
+            .ok()
+            .and_then(|slot| self.pieces.get_mut(slot));
+        let Some(piece) = slot.and_then(Option::take) else {
+            return;
+        };
+        self.free_pieces.push(u32::try_from(token).unwrap_or(0));
+        if let PieceKind::Deallocate = piece.kind {
+            // Space only, and a medium that cannot give it back says so once in its own log.
+            self.end_deallocation(piece.op);
+            self.end_transfer_piece(piece.op, Ok(()));
+            return;
+        }
+        let mut buf = buf;
+        let result = match (result, &mut buf) {
+            (Err(e), _) => {
+                warn!("{}: input/output error: {e}", piece.zone);
+                Err(Status::IoError)
+            }
+            (Ok(()), Some(buf)) => self.deliver(&piece, buf),
+            (Ok(()), None) => Err(Status::IoError),
+        };
+        if let Some(buf) = buf {
+            self.pool.give(buf);
+        }
+        self.end_transfer_piece(piece.op, result);
+    }
+
+    /// Decrypts what a read brought and hands it to the guest.
+    fn deliver(&mut self, piece: &Piece, buf: &mut [u8]) -> Result<(), Status> {
+        let PieceKind::Read {
+            generation,
+            first,
+            offset,
+            zeroes,
+        } = piece.kind
+        else {
+            return Ok(());
+        };
+        match self.key(piece.zone, generation) {
+            Ok(key) => key
+                .decrypt(self.block_len(), first.0, buf)
+                .map_err(|_| Status::IoError)?,
+            // Reset while the read was under way: an empty zone reads as zeroes.
+            Err(KeyslotError::Erased(_)) => buf.fill(0),
+            Err(e) => {
+                error!("{}: {e}", piece.zone);
+                return Err(Status::IoError);
+            }
+        }
+        let op = self.op(piece.op).ok_or(Status::IoError)?;
+        op.payload
+            .scatter(offset, buf)
+            .map_err(|_| Status::IoError)?;
+        self.scatter_zeroes(piece.op, offset + buf.len() as u64, zeroes)
+    }
+
+    fn scatter_zeroes(&self, id: u32, offset: u64, len: u64) -> Result<(), Status> {
+        let op = self.ops.get(id as usize).and_then(Option::as_ref);
+        let op = op.ok_or(Status::IoError)?;
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let take = (end - at).min(ZEROES.len() as u64);
+            let zeroes = ZEROES.get(..usize::try_from(take).unwrap_or(0));
+            op.payload
+                .scatter(at, zeroes.unwrap_or_default())
+                .map_err(|_| Status::IoError)?;
+            at += take;
+        }
+        Ok(())
+    }
+
+    fn end_transfer_piece(&mut self, id: u32, result: Result<(), Status>) {
+        if let Some(transfer) = self.transfer(id) {
+            transfer.flying -= 1;
+            if let Err(status) = result {
+                transfer.fail(status);
+            }
+        }
+        self.end_transfer_if_over(id);
+    }
+
+    /// A transfer with nothing left and nothing flying goes on to what comes after. One that is
+    /// still in the backlog is looked at again when its turn is over.
+    fn end_transfer_if_over(&mut self, id: u32) {
+        if self.backlog.contains(&id) {
+            return;
+        }
+        let Some(transfer) = self.transfer(id).filter(|transfer| transfer.is_over()) else {
+            return;
+        };
+        let (direction, failed, offset) = (transfer.direction, transfer.failed, transfer.offset);
+        if let Some(grant) = transfer.grant.take() {
+            let geometry = self.volume.geometry();
+            let outcome = match self.ops.get(id as usize).and_then(Option::as_ref) {
+                Some(op) if matches!(op.command, Command::Append(..)) => {
+                    Outcome::Appended(geometry.block_sector(grant.zone, grant.start))
+                }
+                _ => Outcome::Done(Status::Ok, 0),
+            };
+            self.touch(grant.zone);
+            self.set_stage(id, Stage::InLine(outcome));
+            self.volume.table.complete(grant, failed.is_none());
+            return;
+        }
+        match (failed, direction) {
+            (Some(status), _) => self.finish(id, status),
+            (None, Direction::Read) => self.end(id, Outcome::Done(Status::Ok, offset)),
+            (None, _) => self.acknowledge(id, Outcome::Done(Status::Ok, 0)),
+        }
+    }
+
+    /// Ends a write: at once, or after a sync if the write cache is off.
+    fn acknowledge(&mut self, id: u32, outcome: Outcome) {
+        if self.volume.write_cache() {
+            self.end(id, outcome);
+        } else {
+            self.wait_for_sync(id, outcome);
+        }
+    }
+
+    pub(super) fn touch(&mut self, zone: ZoneIndex) {
+        if self.touched.last() != Some(&zone) {
+            self.touched.push(zone);
+        }
+    }
+
+    /// Publishes every zone in which something ended.
+    fn settle(&mut self) {
+        if self.touched.is_empty() {
+            return;
+        }
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.sort_unstable();
+        touched.dedup();
+        for zone in touched.drain(..) {
+            self.volume.publish(zone, self.queue, &mut self.released);
+        }
+        // Keeps the vector's memory.
+        self.touched = touched;
+    }
+
+    fn handle_released(&mut self) {
+        let mut released = std::mem::take(&mut self.released);
+        for item in released.drain(..) {
+            match item {
+                Released::Retry(ticket) => self.retry(ticket.op),
+                Released::Write(ticket, result) => self.end_write(ticket.op, result),
+            }
+        }
+        released.append(&mut self.released);
+        self.released = released;
+    }
+
+    fn retry(&mut self, id: u32) {
+        if matches!(self.op(id).map(|op| &op.stage), Some(Stage::Parked)) {
+            self.begin(id);
+        }
+    }
+
+    fn end_write(&mut self, id: u32, result: Result<(), ZoneError>) {
+        let Some(Stage::InLine(outcome)) = self.op(id).map(|op| &op.stage) else {
+            return;
+        };
+        let outcome = *outcome;
+        match result {
+            Ok(()) => self.acknowledge(id, outcome),
+            Err(error) => self.finish(id, error.into()),
+        }
+    }
+
+    pub(super) fn op(&mut self, id: u32) -> Option<&mut Op<P>> {
+        self.ops.get_mut(id as usize)?.as_mut()
+    }
+
+    fn transfer(&mut self, id: u32) -> Option<&mut Transfer> {
+        match &mut self.op(id)?.stage {
+            Stage::Transfer(transfer) => Some(transfer),
+            _ => None,
+        }
+    }
+
+    pub(super) fn set_stage(&mut self, id: u32, stage: Stage) {
+        if let Some(op) = self.op(id) {
+            op.stage = stage;
+        }
+    }
+
+    pub(super) fn push_backlog(&mut self, id: u32) {
+        self.backlog.push_back(id);
+    }
+
+    /// Ends an operation with a bare status.
+    pub(super) fn finish(&mut self, id: u32, status: Status) {
+        self.end(id, Outcome::Done(status, 0));
+    }
+
+    /// Ends an operation.
+    pub(super) fn end(&mut self, id: u32, outcome: Outcome) {
+        let op = self.ops.get_mut(id as usize).and_then(Option::take);
+        if let Some(Op { payload, .. }) = op {
+            self.free_ops.push(id);
+            self.done.push(Finished { payload, outcome });
+        }
+    }
+
+    fn block_len(&self) -> usize {
+        1 << self.volume.geometry().block_size().shift()
+    }
+
+    fn key(&mut self, zone: ZoneIndex, generation: Generation) -> Result<KeyRef, KeyslotError> {
+        let table = &self.volume.table;
+        let id = KeyId { zone, generation };
+        self.volume
+            .keyslots
+            .get(&mut self.keys, id, || table.salt(zone, generation))
+    }
+}
+
+/// How [`Channel::pump`] goes on after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// There may be more to begin.
+    Begun,
+    /// Everything of this operation is begun.
+    AllBegun,
+    /// No buffer or piece is free.
+    Starved,
+}
+
+impl<M: Medium, P: Payload> Drop for Channel<M, P> {
+    /// Lets what is under way come to rest, or the zones it holds would stay held.
+    fn drop(&mut self) {
+        let deadline = Instant::now() + DROP_PATIENCE;
+        let mut finished = Vec::new();
+        loop {
+            self.poll(&mut finished);
+            finished.clear();
+            if self.is_idle() || Instant::now() >= deadline {
+                break;
+            }
+            self.wait(Duration::from_millis(1));
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Zone management: open, close, finish, reset.
+
+use log::error;
+
+use crate::geometry::ZoneIndex;
+use crate::request::{Outcome, Status};
+use crate::store::{Medium, Op as StoreOp};
+use crate::zone::{Admission, Ticket, ZoneError};
+
+use super::channel::{Channel, Progress};
+use super::op::{Payload, Piece, PieceKind, Reset, ResetStep, Stage};
+
+impl<M: Medium, P: Payload> Channel<M, P> {
+    pub(super) fn open_zone(&mut self, id: u32, zone: ZoneIndex, ticket: Ticket) {
+        match self.volume.table.open(zone, ticket) {
+            Ok(Admission::Granted(closed)) => {
+                let both = closed.into_iter().chain([zone]);
+                self.publish_then(id, both, Status::Ok);
+            }
+            other => self.not_granted(id, other),
+        }
+    }
+
+    pub(super) fn close_zone(&mut self, id: u32, zone: ZoneIndex, ticket: Ticket) {
+        match self.volume.table.close(zone, ticket) {
+            Ok(Admission::Granted(())) => self.publish_then(id, [zone], Status::Ok),
+            other => self.not_granted(id, other),
+        }
+    }
+
+    /// Finishing seals what was written, so it is durable when it completes.
+    pub(super) fn finish_zone(&mut self, id: u32, zone: ZoneIndex, ticket: Ticket) {
+        match self.volume.table.finish(zone, ticket) {
+            Ok(Admission::Granted(finished)) if finished.changed => {
+                for changed in finished.closed.into_iter().chain([zone]) {
+                    if !self.publish_now(changed) {
+                        return self.finish(id, Status::IoError);
+                    }
+                }
+                self.wait_for_sync(id, Outcome::Done(Status::Ok, 0));
+            }
+            Ok(Admission::Granted(_)) => self.finish(id, Status::Ok),
+            other => self.not_granted(id, other),
+        }
+    }
+
+    pub(super) fn reset_zone(&mut self, id: u32, zone: ZoneIndex, ticket: Ticket) {
+        match self.volume.table.begin_reset(zone, ticket) {
+            Ok(Admission::Granted(true)) => self.begin_reset(id, vec![zone]),
+            Ok(Admission::Granted(false)) => self.finish(id, Status::Ok),
+            other => self.not_granted(id, other),
+        }
+    }
+
+    pub(super) fn reset_all(&mut self, id: u32, ticket: Ticket) {
+        match self.volume.table.begin_reset_all(ticket) {
+            Admission::Granted(zones) if zones.is_empty() => self.finish(id, Status::Ok),
+            Admission::Granted(zones) => self.begin_reset(id, zones),
+            Admission::Parked => self.set_stage(id, Stage::Parked),
+        }
+    }
+
+    fn not_granted<T>(&mut self, id: u32, admission: Result<Admission<T>, ZoneError>) {
+        match admission {
+            Err(error) => self.finish(id, error.into()),
+            Ok(_) => self.set_stage(id, Stage::Parked),
+        }
+    }
+
+    fn publish_now(&mut self, zone: ZoneIndex) -> bool {
+        self.volume.publish(zone, self.queue, &mut self.released)
+    }
+
+    fn publish_then(
+        &mut self,
+        id: u32,
+        zones: impl IntoIterator<Item = ZoneIndex>,
+        status: Status,
+    ) {
+        let mut ok = true;
+        for zone in zones {
+            ok &= self.publish_now(zone);
+        }
+        self.finish(id, if ok { status } else { Status::IoError });
+    }
+
+    /// First step: new salts, in memory and in one copy of each record; the keys are evicted.
+    fn begin_reset(&mut self, id: u32, zones: Vec<ZoneIndex>) {
+        let mut ok = true;
+        for &zone in &zones {
+            match super::random_salt() {
+                Ok(salt) => self.volume.table.apply_reset(zone, salt),
+                Err(e) => {
+                    error!("{zone}: cannot reset: {e}");
+                    ok = false;
+                    break;
+                }
+            }
+            self.volume.keyslots.evict(zone);
+            ok &= self.publish_now(zone);
+        }
+        let reset = Reset {
+            zones,
+            step: ResetStep::First,
+            begun: 0,
+            flying: 0,
+        };
+        self.set_stage(id, Stage::Reset(reset));
+        if ok {
+            self.join_sync(id);
+        } else {
+            self.end_reset(id, false);
+        }
+    }
+
+    /// A sync that the reset waited for is over.
+    pub(super) fn continue_reset(&mut self, id: u32, ok: bool) {
+        let Some(reset) = self.reset(id).filter(|_| ok) else {
+            return self.end_reset(id, false);
+        };
+        if reset.step == ResetStep::Second {
+            reset.step = ResetStep::Deallocate;
+            self.push_backlog(id);
+            return self.pump();
+        }
+        reset.step = ResetStep::Second;
+        // The new salt is durable in one copy; the old one still stands in the other.
+        let zones = std::mem::take(&mut reset.zones);
+        let mut written = true;
+        for &zone in &zones {
+            self.volume.table.touch(zone);
+            written &= self.publish_now(zone);
+        }
+        if let Some(reset) = self.reset(id) {
+            reset.zones = zones;
+        }
+        if written {
+            self.join_sync(id);
+        } else {
+            self.end_reset(id, false);
+        }
+    }
+
+    /// Begins to give back the space of the next zone.
+    pub(super) fn begin_deallocation(&mut self, id: u32) -> Progress {
+        let Some(reset) = self.reset(id) else {
+            return Progress::AllBegun;
+        };
+        let Some(&zone) = reset.zones.get(reset.begun) else {
+            return Progress::AllBegun;
+        };
+        let Some(token) = self.free_piece() else {
+            return Progress::Starved;
+        };
+        if let Some(reset) = self.reset(id) {
+            reset.begun += 1;
+            reset.flying += 1;
+        }
+        let layout = &self.volume.layout;
+        let op = StoreOp::Deallocate {
+            offset: layout.data_offset(zone),
+            len: layout.data_len(zone) + layout.tag_len(zone),
+        };
+        let piece = Piece {
+            op: id,
+            zone,
+            kind: PieceKind::Deallocate,
+        };
+        self.submit(token, piece, op);
+        Progress::Begun
+    }
+
+    /// A deallocation is over; after the last one the reset is.
+    pub(super) fn end_deallocation(&mut self, id: u32) {
+        let Some(reset) = self.reset(id) else {
+            return;
+        };
+        reset.flying -= 1;
+        if reset.flying == 0 && reset.begun == reset.zones.len() {
+            self.end_reset(id, true);
+        }
+    }
+
+    fn end_reset(&mut self, id: u32, ok: bool) {
+        let zones = self
+            .reset(id)
+            .map(|reset| std::mem::take(&mut reset.zones))
+            .unwrap_or_default();
+        for zone in zones {
+            self.volume.table.end_reset(zone, ok);
+            self.touch(zone);
+        }
+        self.finish(id, if ok { Status::Ok } else { Status::IoError });
+    }
+
+    fn reset(&mut self, id: u32) -> Option<&mut Reset> {
+        match &mut self.op(id)?.stage {
+            Stage::Reset(reset) => Some(reset),
+            _ => None,
+        }
+    }
+}

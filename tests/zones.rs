@@ -15,8 +15,7 @@ mod tests {
     use crate::common::frontend::{Frontend, Options, feature};
     use crate::common::queue::Queue;
     use crate::common::request::{
-        APPEND_TAIL_LINUX, APPEND_TAIL_SPEC, Cut, Layout, POISON, REPORT_UNIT, Request, ZoneInfo,
-        kind, parse_report, status, zone_type,
+        Cut, Layout, POISON, REPORT_UNIT, Request, ZoneInfo, kind, parse_report, status, zone_type,
     };
     use crate::common::rng::Rng;
 

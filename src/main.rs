@@ -1,2 +1,7 @@
 //! The `zonevault` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    zonevault::cli::run()
+}

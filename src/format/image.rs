@@ -18,7 +18,7 @@ use super::layout::{
     HEADER_AREA_LEN, HeaderCopy, Layout, PAGE, PROTECTOR_SLOTS, RECORDS_START, TagSlotError,
 };
 use super::protector::{Protector, ProtectorError, Slot};
-use super::record::{RECORD_LEN, RecordError, RecordKey};
+use super::record::{RECORD_LEN, RecordError, RecordKey, decode_unverified};
 
 /// Both copies of the zone records, in the order they lie in.
 const RECORD_COPIES: [RecordCopy; 2] = [RecordCopy::A, RecordCopy::B];
@@ -339,6 +339,28 @@ pub fn load_records(
     geometry: &Geometry,
     key: &RecordKey,
 ) -> io::Result<Vec<LoadedRecord>> {
+    load_by(medium, layout, geometry, |zone, bytes| {
+        key.decode(geometry, zone, bytes)
+    })
+}
+
+/// The same without a key, and so without proof of anything: for display, never for use.
+pub fn load_records_unverified(
+    medium: &impl Medium,
+    layout: &Layout,
+    geometry: &Geometry,
+) -> io::Result<Vec<LoadedRecord>> {
+    load_by(medium, layout, geometry, |zone, bytes| {
+        decode_unverified(geometry, zone, bytes)
+    })
+}
+
+fn load_by(
+    medium: &impl Medium,
+    layout: &Layout,
+    geometry: &Geometry,
+    decode: impl Fn(ZoneIndex, &[u8; RECORD_LEN]) -> Result<(u64, ZoneRecord), RecordError>,
+) -> io::Result<Vec<LoadedRecord>> {
     let mut loaded = Vec::with_capacity(geometry.zones() as usize);
     let mut bytes = [Vec::new(), Vec::new()];
     for first in geometry.all_zones().step_by(CHUNK_RECORDS) {
@@ -349,56 +371,32 @@ pub fn load_records(
         }
         let (a, _) = bytes[0].as_chunks::<RECORD_LEN>();
         let (b, _) = bytes[1].as_chunks::<RECORD_LEN>();
-        for (zone, (a, b)) in (first.0..).zip(a.iter().zip(b)) {
-            loaded.push(judge(geometry, key, ZoneIndex(zone), [a, b]));
+        for (zone, (a, b)) in (first.0..).map(ZoneIndex).zip(a.iter().zip(b)) {
+            loaded.push(judge([decode(zone, a), decode(zone, b)]));
         }
     }
-    reread_lost(medium, layout, geometry, key, &mut loaded)?;
+    // Beside a daemon that is writing, copies read at two moments can both be caught half-way.
+    for (zone, record) in geometry.all_zones().zip(&mut loaded) {
+        if record.newest.is_none() {
+            let mut pair = [[0; RECORD_LEN]; 2];
+            for (bytes, copy) in pair.iter_mut().zip(RECORD_COPIES) {
+                medium.read_at(layout.record_offset(copy, zone), bytes)?;
+            }
+            *record = judge(pair.map(|bytes| decode(zone, &bytes)));
+        }
+    }
     Ok(loaded)
 }
 
-/// Reads the pairs again of which no copy was sound: beside a daemon that is writing, copies read
-/// at two moments can both have been caught half-way.
-fn reread_lost(
-    medium: &impl Medium,
-    layout: &Layout,
-    geometry: &Geometry,
-    key: &RecordKey,
-    loaded: &mut [LoadedRecord],
-) -> io::Result<()> {
-    for (zone, record) in geometry.all_zones().zip(loaded) {
-        if record.newest.is_some() {
-            continue;
-        }
-        let mut pair = [[0; RECORD_LEN]; 2];
-        for (bytes, copy) in pair.iter_mut().zip(RECORD_COPIES) {
-            medium.read_at(layout.record_offset(copy, zone), bytes)?;
-        }
-        *record = judge(geometry, key, zone, [&pair[0], &pair[1]]);
-    }
-    Ok(())
-}
-
-fn judge(
-    geometry: &Geometry,
-    key: &RecordKey,
-    zone: ZoneIndex,
-    copies: [&[u8; RECORD_LEN]; 2],
-) -> LoadedRecord {
-    let mut loaded = LoadedRecord {
-        newest: None,
-        faults: [None, None],
-    };
-    for ((copy, bytes), fault) in RECORD_COPIES
-        .into_iter()
-        .zip(copies)
-        .zip(&mut loaded.faults)
-    {
-        match key.decode(geometry, zone, bytes) {
+fn judge(decoded: [Result<(u64, ZoneRecord), RecordError>; 2]) -> LoadedRecord {
+    let mut newest: Option<Loaded> = None;
+    let mut faults = [None, None];
+    for ((copy, decoded), fault) in RECORD_COPIES.into_iter().zip(decoded).zip(&mut faults) {
+        match decoded {
             Ok((sequence, record)) => {
                 // Equal numbers are equal content: those of a new image.
-                if loaded.newest.is_none_or(|best| best.sequence < sequence) {
-                    loaded.newest = Some(Loaded {
+                if newest.is_none_or(|best| best.sequence < sequence) {
+                    newest = Some(Loaded {
                         record,
                         sequence,
                         copy,
@@ -408,7 +406,7 @@ fn judge(
             Err(error) => *fault = Some(error),
         }
     }
-    loaded
+    LoadedRecord { newest, faults }
 }
 
 fn check_len(medium: &impl Medium, need: u64) -> Result<(), ImageError> {

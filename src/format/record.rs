@@ -102,36 +102,7 @@ impl RecordKey {
         self.mac(bytes)
             .verify_slice(&MAC.get(bytes))
             .map_err(|_| RecordError::Forged)?;
-        let [kind] = KIND.get(bytes);
-        if kind != KIND_ZONE {
-            return Err(RecordError::Kind(kind));
-        }
-        if ZONE.u32(bytes) != zone.0 {
-            return Err(RecordError::Zone(ZONE.u32(bytes)));
-        }
-        if FLAGS.get(bytes) != [0; 2] || RESERVED.get(bytes) != [0; 16] {
-            return Err(RecordError::Reserved);
-        }
-        let [state] = STATE.get(bytes);
-        let record = ZoneRecord {
-            state: state_from_id(state).ok_or(RecordError::State(state))?,
-            written: Blocks(WRITTEN.u64(bytes)),
-            durable: Blocks(DURABLE.u64(bytes)),
-            generation: Generation(GENERATION.u64(bytes)),
-            epoch: Epoch(EPOCH.u64(bytes)),
-            salt: ZoneSalt(SALT.get(bytes)),
-        };
-        let capacity = geometry.zone_capacity_blocks(zone);
-        if record.durable > record.written || record.written > capacity {
-            return Err(RecordError::Range);
-        }
-        let conventional = geometry.zone_type(zone) == ZoneType::Conventional;
-        if (record.state == ZoneState::NotWritePointer && !conventional)
-            || (conventional && !state_of_conventional(record.state))
-        {
-            return Err(RecordError::State(state));
-        }
-        Ok((SEQUENCE.u64(bytes), record))
+        decode_unverified(geometry, zone, bytes)
     }
 
     fn mac(&self, bytes: &[u8; RECORD_LEN]) -> Hmac<Sha256> {
@@ -145,6 +116,44 @@ impl fmt::Debug for RecordKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("RecordKey(..)")
     }
+}
+
+/// Decodes the record of `zone` without proof that it is ours: for display, never for use.
+pub(super) fn decode_unverified(
+    geometry: &Geometry,
+    zone: ZoneIndex,
+    bytes: &[u8; RECORD_LEN],
+) -> Result<(u64, ZoneRecord), RecordError> {
+    let [kind] = KIND.get(bytes);
+    if kind != KIND_ZONE {
+        return Err(RecordError::Kind(kind));
+    }
+    if ZONE.u32(bytes) != zone.0 {
+        return Err(RecordError::Zone(ZONE.u32(bytes)));
+    }
+    if FLAGS.get(bytes) != [0; 2] || RESERVED.get(bytes) != [0; 16] {
+        return Err(RecordError::Reserved);
+    }
+    let [state] = STATE.get(bytes);
+    let record = ZoneRecord {
+        state: state_from_id(state).ok_or(RecordError::State(state))?,
+        written: Blocks(WRITTEN.u64(bytes)),
+        durable: Blocks(DURABLE.u64(bytes)),
+        generation: Generation(GENERATION.u64(bytes)),
+        epoch: Epoch(EPOCH.u64(bytes)),
+        salt: ZoneSalt(SALT.get(bytes)),
+    };
+    let capacity = geometry.zone_capacity_blocks(zone);
+    if record.durable > record.written || record.written > capacity {
+        return Err(RecordError::Range);
+    }
+    let conventional = geometry.zone_type(zone) == ZoneType::Conventional;
+    if (record.state == ZoneState::NotWritePointer && !conventional)
+        || (conventional && !state_of_conventional(record.state))
+    {
+        return Err(RecordError::State(state));
+    }
+    Ok((SEQUENCE.u64(bytes), record))
 }
 
 /// A conventional zone has no write pointer, but its medium can fail.

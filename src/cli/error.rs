@@ -1,0 +1,167 @@
+//! What went wrong, in one line, and the exit code that says so to scripts.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use thiserror::Error;
+
+use crate::format::{HeaderError, ImageError, ProtectorError};
+use crate::secret::SecretError;
+use crate::store::OpenError;
+
+/// The exit codes, as `--help` lists them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Ok = 0,
+    /// Something failed at run time: I/O, memory, the operating system.
+    Failure = 1,
+    /// The command line asks for something that cannot be.
+    Usage = 2,
+    /// Not a zonevault image, or a truncated, damaged or unsupported one.
+    BadImage = 3,
+    /// The wrong key, or no usable key.
+    Key = 4,
+    /// The image or the socket is in use.
+    InUse = 5,
+}
+
+/// The list for `--help`.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  run-time failure (I/O, memory, operating system)
+  2  usage: the command line asks for something that cannot be
+  3  not a zonevault image, or truncated, damaged or of an unsupported version
+  4  wrong key, or no usable key
+  5  the image or the socket is in use";
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Why a command failed. `Display` is the one line that the user reads: what, which file, what to
+/// do.
+#[derive(Debug, Error)]
+pub enum CliError {
+    /// A wish that cannot be granted.
+    #[error("{0}")]
+    Usage(String),
+    /// The image at this path.
+    #[error("{}: {source}{}", path.display(), advice(source))]
+    Image {
+        /// Which image.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ImageError,
+    },
+    /// The image could not be opened or made.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The key material.
+    #[error("{0}")]
+    Key(SecretError),
+    /// No key was named and nobody is there to type one.
+    #[error(
+        "no key given and no terminal to ask on: name one with {0}-file FILE, {0}-fd N or \
+         {1}-fd N"
+    )]
+    NoKey(&'static str, &'static str),
+    /// The two typed passphrases differ.
+    #[error("the two passphrases differ: nothing was changed, try again")]
+    PassphrasesDiffer,
+    /// A socket that something else listens on.
+    #[error("{}: in use: another process listens on this socket", .0.display())]
+    SocketInUse(PathBuf),
+    /// A run-time failure in words.
+    #[error("{0}")]
+    Failure(String),
+    /// Standard output.
+    #[error("standard output: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl CliError {
+    /// Names the image that `source` is about.
+    pub fn image(path: &Path) -> impl FnOnce(ImageError) -> Self + '_ {
+        move |source| Self::Image {
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// The exit code.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Usage(_) => Exit::Usage,
+            Self::Image { source, .. } => image_exit(source),
+            Self::Open(error) => match error {
+                OpenError::InUse { .. } => Exit::InUse,
+                OpenError::NotAnImage { .. } => Exit::BadImage,
+                OpenError::Occupied { .. } | OpenError::TooSmall { .. } => Exit::Usage,
+                _ => Exit::Failure,
+            },
+            Self::Key(error) => secret_exit(error),
+            Self::NoKey(..) | Self::PassphrasesDiffer => Exit::Key,
+            Self::SocketInUse(_) => Exit::InUse,
+            Self::Failure(_) => Exit::Failure,
+            // Who closed the pipe has seen enough: `zonevault zones IMAGE | head`.
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
+            Self::Output(_) => Exit::Failure,
+        }
+    }
+}
+
+fn image_exit(error: &ImageError) -> Exit {
+    match error {
+        ImageError::Io(_) => Exit::Failure,
+        ImageError::Header(HeaderError::Secret(error)) | ImageError::Secret(error) => {
+            secret_exit(error)
+        }
+        ImageError::Header(_)
+        | ImageError::Truncated { .. }
+        | ImageError::ReadOnlyFeatures(_)
+        | ImageError::TagSlot(_) => Exit::BadImage,
+        ImageError::WrongKey => Exit::Key,
+        ImageError::NoSuchSlot(_) => Exit::Usage,
+        ImageError::Protector(error) => protector_exit(error),
+    }
+}
+
+fn protector_exit(error: &ProtectorError) -> Exit {
+    match error {
+        ProtectorError::Unusable(_) => Exit::BadImage,
+        ProtectorError::Label => Exit::Usage,
+        ProtectorError::Memory(_) | ProtectorError::Wrap => Exit::Failure,
+        ProtectorError::Secret(error) => secret_exit(error),
+    }
+}
+
+fn secret_exit(error: &SecretError) -> Exit {
+    match error {
+        SecretError::Random(_) | SecretError::KeyLength => Exit::Failure,
+        _ => Exit::Key,
+    }
+}
+
+/// What to do about it, where the error itself cannot know.
+fn advice(error: &ImageError) -> &'static str {
+    match error {
+        ImageError::Header(HeaderError::NotAnImage) => {
+            ": check the path, or make one with `zonevault create`"
+        }
+        ImageError::Header(HeaderError::Rot) => ": restore the image from a backup",
+        ImageError::Header(HeaderError::Version(_) | HeaderError::Incompatible(_)) => {
+            ": use a newer zonevault"
+        }
+        ImageError::Truncated { .. } => ": restore the image from a complete copy",
+        ImageError::WrongKey => {
+            ": check the key, and whether it is a key file or a passphrase (see `zonevault key list`)"
+        }
+        _ => "",
+    }
+}

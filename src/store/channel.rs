@@ -6,23 +6,29 @@
 //!   reads that must wait for the device, syncs and deallocations go to the ring. (A write may
 //!   wait there while the kernel throttles whoever dirties pages faster than the device takes
 //!   them.)
+//! - A file in memory (tmpfs): the same, and no read ever waits.
 //! - No io_uring on this host: everything inside of `submit`.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use log::info;
+
 use super::sys;
-use super::{Completion, Op, Store, Token};
+use super::uring::Ring;
+use super::{Completion, IoBuf, Op, Store, Token};
 
 /// The descriptor that carries data, and how it wants to be used.
 #[derive(Debug)]
 pub(super) struct Data {
     file: File,
     way: Way,
+    /// The descriptor with the lock: held for as long as anybody may write.
+    _lock: Option<File>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,26 +42,38 @@ enum Way {
 }
 
 impl Data {
-    pub(super) fn direct(file: File, alignment: u64) -> Self {
+    /// Past the page cache, in units of `alignment` bytes. `lock` is kept open along with it.
+    pub(super) fn direct(file: File, alignment: u64, lock: File) -> Self {
         Self {
             file,
             way: Way::Direct(alignment),
+            _lock: Some(lock),
         }
     }
 
+    /// Through the page cache. The descriptor shares the lock of the one it was cloned from.
     pub(super) fn cached(file: File) -> io::Result<Self> {
         let way = if sys::lives_in_memory(&file)? {
             Way::Memory
         } else {
             Way::Cached
         };
-        Ok(Self { file, way })
+        Ok(Self {
+            file,
+            way,
+            _lock: None,
+        })
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
     }
 
     pub(super) fn is_direct(&self) -> bool {
         matches!(self.way, Way::Direct(_))
     }
 
+    /// Bytes that offsets and lengths must be multiples of.
     pub(super) fn alignment(&self) -> u64 {
         match self.way {
             Way::Direct(alignment) => alignment,
@@ -65,23 +83,51 @@ impl Data {
 }
 
 /// The [`Store`] of a [`FileMedium`](super::FileMedium).
+///
+/// It belongs to the thread that kicks it first, and is to be dropped there too.
 #[derive(Debug)]
 pub struct FileStore {
     data: Arc<Data>,
+    /// `None`: the host has no io_uring, or none was wanted.
+    ring: Option<Ring>,
     /// What completed inside of `submit`.
     done: Vec<Completion>,
 }
 
 impl FileStore {
     pub(super) fn open(data: Arc<Data>, depth: u32) -> io::Result<Self> {
-        Ok(Self::synchronous(data, depth))
+        static SAID: Once = Once::new();
+        let ring = match Ring::new(Arc::clone(&data), depth) {
+            Ok(ring) => Some(ring),
+            // Not built in or too old; forbidden by the administrator or a sandbox.
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::ENOSYS | libc::EPERM | libc::EACCES)
+                ) =>
+            {
+                SAID.call_once(|| info!("no io_uring on this host ({e}): using synchronous I/O"));
+                None
+            }
+            Err(e) => return Err(e),
+        };
+        Ok(Self {
+            ring,
+            ..Self::synchronous(data, depth)
+        })
     }
 
     pub(super) fn synchronous(data: Arc<Data>, depth: u32) -> Self {
         Self {
             data,
+            ring: None,
             done: Vec::with_capacity(depth as usize),
         }
+    }
+
+    /// Whether it has an io_uring.
+    pub fn has_ring(&self) -> bool {
+        self.ring.is_some()
     }
 
     /// Does an operation here and now.
@@ -91,40 +137,92 @@ impl FileStore {
             Op::Read { offset, mut buf } => (file.read_exact_at(&mut buf, offset), Some(buf)),
             Op::Write { offset, buf } => (file.write_all_at(&buf, offset), Some(buf)),
             Op::Sync => (file.sync_data(), None),
+            Op::Deallocate { len: 0, .. } => (Ok(()), None),
             Op::Deallocate { offset, len } => {
                 (deallocated(sys::deallocate(file, offset, len)), None)
             }
         };
         self.done.push(Completion { token, result, buf });
     }
+
+    fn hand_to_ring(&mut self, op: Op, token: Token, done: usize) {
+        match &mut self.ring {
+            Some(ring) => ring.submit(op, token, done),
+            None => self.perform(op, token),
+        }
+    }
+
+    /// Reads what is in the page cache, and sends the rest to the ring to wait for the device.
+    fn read_cached(&mut self, offset: u64, mut buf: IoBuf, token: Token) {
+        // No error is final here: the ring meets it again, and knows which ones pass.
+        let done = sys::read_cached(&self.data.file, offset, &mut buf).unwrap_or(0);
+        if done < buf.len() {
+            return self.hand_to_ring(Op::Read { offset, buf }, token, done);
+        }
+        self.done.push(Completion {
+            token,
+            result: Ok(()),
+            buf: Some(buf),
+        });
+    }
 }
 
 /// Deallocation is a hint: a medium that knows none has followed it as well as it can.
-fn deallocated(result: io::Result<()>) -> io::Result<()> {
+pub(super) fn deallocated(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
         other => other,
     }
 }
 
+/// Whether there is nothing to do for an operation but to complete it.
+fn is_empty(op: &Op) -> bool {
+    match op {
+        Op::Read { buf, .. } | Op::Write { buf, .. } => buf.is_empty(),
+        Op::Sync => false,
+        Op::Deallocate { len, .. } => *len == 0,
+    }
+}
+
 impl Store for FileStore {
     fn submit(&mut self, op: Op, token: Token) {
-        self.perform(op, token);
+        if self.ring.is_none() || is_empty(&op) {
+            return self.perform(op, token);
+        }
+        match (self.data.way, op) {
+            (Way::Cached, Op::Read { offset, buf }) => self.read_cached(offset, buf, token),
+            (Way::Cached, op @ Op::Write { .. })
+            | (Way::Memory, op @ (Op::Read { .. } | Op::Write { .. })) => self.perform(op, token),
+            (_, op) => self.hand_to_ring(op, token, 0),
+        }
     }
 
-    fn kick(&mut self) {}
+    fn kick(&mut self) {
+        if let Some(ring) = &mut self.ring {
+            ring.kick();
+        }
+    }
 
     fn reap(&mut self, done: &mut Vec<Completion>) {
         done.append(&mut self.done);
+        if let Some(ring) = &mut self.ring {
+            ring.reap(done);
+        }
     }
 
     fn in_flight(&self) -> usize {
-        self.done.len()
+        self.done.len() + self.ring.as_ref().map_or(0, Ring::in_flight)
     }
 
     fn event(&self) -> Option<BorrowedFd<'_>> {
-        None
+        self.ring.as_ref().map(Ring::event)
     }
 
-    fn wait(&mut self, _timeout: Duration) {}
+    fn wait(&mut self, timeout: Duration) {
+        match &mut self.ring {
+            Some(ring) if self.done.is_empty() => ring.wait(timeout),
+            // Everything is done inside of `submit`, or something is there to be reaped.
+            _ => {}
+        }
+    }
 }

@@ -198,7 +198,11 @@ impl FileMedium {
         self.data = Arc::new(match direct {
             Some((file, alignment)) => {
                 info!("{path}: direct I/O in units of {alignment} bytes");
-                Data::direct(file, alignment)
+                let lock = self
+                    .meta
+                    .try_clone()
+                    .map_err(OpenError::io(&self.path, "examine"))?;
+                Data::direct(file, alignment, lock)
             }
             None => {
                 info!("{path}: data goes through the host's page cache");

@@ -16,6 +16,7 @@ mod file;
 #[doc(hidden)]
 pub mod mem;
 mod sys;
+mod uring;
 
 use std::io;
 use std::os::fd::BorrowedFd;

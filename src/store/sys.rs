@@ -9,7 +9,6 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::time::Duration;
 
 /// What a file demands of O_DIRECT transfers, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,7 +214,7 @@ impl Event {
 
     /// Waits until it is readable, for at most `timeout` (whole milliseconds, rounded up).
     #[cfg(test)]
-    pub(super) fn poll(&self, timeout: Duration) -> bool {
+    pub(super) fn poll(&self, timeout: std::time::Duration) -> bool {
         let mut fd = libc::pollfd {
             fd: self.0.as_raw_fd(),
             events: libc::POLLIN,

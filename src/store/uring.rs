@@ -1,0 +1,474 @@
+//! Operations in flight on an io_uring, and the buffers that the kernel holds meanwhile.
+//!
+//! A slot owns an operation from its submission to its completion; the kernel knows it by the
+//! slot's number. A slot has at most one entry in the ring at any time, and there are no more
+//! slots than entries, so neither queue of the ring can overflow; what finds no free slot waits in
+//! line.
+//!
+//! # Sleeping
+//!
+//! The ring is made for one issuer with its completion work deferred (Linux 6.1): the kernel
+//! interrupts nobody, and finishes operations when their owner enters. The eventfd fires already
+//! when such work comes up, so an owner asleep in epoll is woken, enters and finds completions.
+//! It fires for the first item of a batch only, hence the order in [`Ring::reap`]: run the work,
+//! clear the event, then look for more work. Work that arrived before the clearing is seen, work
+//! that arrives after it fires again.
+#![expect(
+    unsafe_code,
+    reason = "the kernel is handed addresses of buffers; this module keeps them alive"
+)]
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, opcode, squeue};
+use log::{debug, error};
+
+use super::channel::{Data, deallocated};
+use super::sys::{DEALLOCATE_MODE, Event};
+use super::{Completion, IoBuf, Op, Token};
+
+/// Most bytes of one transfer: below the kernel's own bound (2 GiB less a page) and a multiple of
+/// every alignment. What is longer goes out in parts.
+const MAX_TRANSFER: usize = 1 << 30;
+
+/// How often an operation may come back undone with EINTR or EAGAIN before that is its result.
+/// Both are rare and pass; a medium that says nothing else must not keep a worker busy for ever.
+const MAX_RETRIES: u8 = 100;
+
+/// How long a ring that is dropped waits for what the kernel holds: longer than a disk that
+/// answers at all takes (30 s is the time-out of Linux' own drivers), and not for ever.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// Between two attempts to submit while the kernel has no memory for more.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Most operations at once in a ring: the kernel's bound is eight times higher, and a disk that
+/// is not busy with so many will not be busier with more.
+const MAX_DEPTH: u32 = 4096;
+
+/// Every so many reaps that find nothing the event is cleared once more: it may have fired for
+/// what an earlier reap took already, and would keep its owner's epoll from sleeping.
+const IDLE_REAPS_PER_CLEAR: u32 = 8;
+
+/// An operation that the ring holds.
+#[derive(Debug)]
+struct Slot {
+    /// `None`: the slot is free.
+    op: Option<Op>,
+    token: Token,
+    /// Bytes transferred already.
+    done: usize,
+    retries: u8,
+}
+
+/// An io_uring for the data of one file.
+pub(super) struct Ring {
+    ring: IoUring,
+    event: Event,
+    data: Arc<Data>,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    /// Slots whose entries the kernel has not taken yet, in order.
+    queued: VecDeque<u32>,
+    /// Operations that wait for a slot, with what was transferred of them already.
+    line: VecDeque<(Op, Token, usize)>,
+    /// Finished without the kernel's doing.
+    failed: Vec<Completion>,
+    /// The ring is made disabled and enabled by whoever uses it first: that thread is its issuer.
+    enabled: bool,
+    /// The errno after which the kernel takes nothing any more.
+    broken: Option<i32>,
+    idle_reaps: u32,
+    /// How entries name the file: its place in the ring's table, or its descriptor.
+    file: RawFd,
+    flags: squeue::Flags,
+}
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ring")
+            .field("in_flight", &self.in_flight())
+            .field("broken", &self.broken)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes a ring with the best set of flags that the kernel knows. It comes disabled.
+fn build(entries: u32) -> io::Result<IoUring> {
+    let unknown = |e: &io::Error| e.raw_os_error() == Some(libc::EINVAL);
+    let deferred = IoUring::builder()
+        .setup_r_disabled()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .build(entries);
+    let ring = match deferred {
+        // Before Linux 6.1: completion work runs when the task next leaves the kernel.
+        Err(e) if unknown(&e) => IoUring::builder()
+            .setup_r_disabled()
+            .setup_coop_taskrun()
+            .setup_taskrun_flag()
+            .build(entries),
+        other => other,
+    };
+    let ring = match ring {
+        // Before Linux 5.19.
+        Err(e) if unknown(&e) => IoUring::builder().setup_r_disabled().build(entries),
+        other => other,
+    }?;
+    if !ring.params().is_feature_ext_arg() {
+        // Before Linux 5.11 no wait can have a time-out; such a kernel counts as having no ring.
+        return Err(io::Error::from_raw_os_error(libc::ENOSYS));
+    }
+    Ok(ring)
+}
+
+impl Ring {
+    /// A ring for up to `depth` operations at once.
+    pub(super) fn new(data: Arc<Data>, depth: u32) -> io::Result<Self> {
+        let depth = depth.clamp(1, MAX_DEPTH);
+        let ring = build(depth)?;
+        let event = Event::new()?;
+        ring.submitter().register_eventfd(event.fd().as_raw_fd())?;
+        let fd = data.file().as_raw_fd();
+        // Registered, the file needs no reference counting by each operation.
+        let (file, flags) = match ring.submitter().register_files(&[fd]) {
+            Ok(()) => (0, squeue::Flags::FIXED_FILE),
+            Err(e) => {
+                debug!("io_uring: file not registered: {e}");
+                (fd, squeue::Flags::empty())
+            }
+        };
+        let slot = || Slot {
+            op: None,
+            token: 0,
+            done: 0,
+            retries: 0,
+        };
+        Ok(Self {
+            ring,
+            event,
+            data,
+            slots: (0..depth).map(|_| slot()).collect(),
+            free: (0..depth).rev().collect(),
+            queued: VecDeque::with_capacity(depth as usize),
+            line: VecDeque::with_capacity(depth as usize),
+            failed: Vec::with_capacity(depth as usize),
+            enabled: false,
+            broken: None,
+            idle_reaps: 0,
+            file,
+            flags,
+        })
+    }
+
+    /// Takes an operation over, of which `done` bytes are transferred already.
+    pub(super) fn submit(&mut self, op: Op, token: Token, done: usize) {
+        if let Some(errno) = self.broken {
+            let result = Err(io::Error::from_raw_os_error(errno));
+            self.failed.push(finished(op, token, result));
+            return;
+        }
+        match self.free.pop() {
+            Some(index) => {
+                self.slots[index as usize] = Slot {
+                    op: Some(op),
+                    token,
+                    done,
+                    retries: 0,
+                };
+                self.enqueue(index);
+            }
+            None => self.line.push_back((op, token, done)),
+        }
+    }
+
+    /// Operations that were submitted and not reaped.
+    pub(super) fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len() + self.line.len() + self.failed.len()
+    }
+
+    pub(super) fn event(&self) -> BorrowedFd<'_> {
+        self.event.fd()
+    }
+
+    /// Hands the kernel what is queued.
+    pub(super) fn kick(&mut self) {
+        if !self.queued.is_empty() {
+            self.enter(None);
+        }
+    }
+
+    /// Moves what has finished to the end of `done`.
+    pub(super) fn reap(&mut self, done: &mut Vec<Completion>) {
+        done.append(&mut self.failed);
+        if !self.enabled {
+            return;
+        }
+        if self.has_work() {
+            self.enter(None);
+        }
+        let nothing = self.ring.completion().is_empty();
+        self.idle_reaps = if nothing {
+            self.idle_reaps.wrapping_add(1)
+        } else {
+            0
+        };
+        if self.idle_reaps % IDLE_REAPS_PER_CLEAR <= 1 {
+            self.event.clear();
+            if self.has_work() {
+                self.enter(None);
+            }
+        }
+        loop {
+            let next = self.ring.completion().next();
+            let Some(entry) = next else { break };
+            // The number that this module gave the entry: a slot's, so it fits.
+            let index = u32::try_from(entry.user_data()).unwrap_or(u32::MAX);
+            if let Some(completion) = self.settle(index, entry.result()) {
+                done.push(completion);
+            }
+        }
+        // Retries, rests and those that waited in line: nobody else would kick them.
+        self.kick();
+        done.append(&mut self.failed);
+    }
+
+    /// Blocks until something has finished, or for `timeout`.
+    pub(super) fn wait(&mut self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let nothing_to_wait_for = self.slots.len() == self.free.len() || self.broken.is_some();
+            if nothing_to_wait_for || !self.failed.is_empty() || !self.ring.completion().is_empty()
+            {
+                return;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.enter(Some(left));
+            if left.is_zero() {
+                return;
+            }
+            if !self.queued.is_empty() {
+                // The kernel was short of memory; it needs a moment, not more calls.
+                std::thread::sleep(PAUSE.min(left));
+            }
+        }
+    }
+
+    /// Whether the kernel has completions that it makes out on entry only.
+    fn has_work(&mut self) -> bool {
+        let submission = self.ring.submission();
+        submission.taskrun() || submission.cq_overflow()
+    }
+
+    /// Puts the entry of a slot, or of the rest of it, into the ring.
+    fn enqueue(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        let Some(op) = &mut slot.op else { return };
+        let entry = entry(op, slot.done, Fd(self.file))
+            .flags(self.flags)
+            .user_data(index.into());
+        // SAFETY: the file is open and the memory that the entry names belongs to the operation in
+        // the slot. The slot keeps both from being freed or used: it gives the operation up only
+        // after the kernel's completion, or with a ring that will not be entered again while the
+        // kernel has not taken the entry, and `drop` leaks what the kernel might hold still.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        match pushed {
+            Ok(()) => self.queued.push_back(index),
+            // Cannot be, with one entry a slot; were it so, the operation was not begun.
+            Err(_) => self.fail(index, libc::EBUSY),
+        }
+    }
+
+    /// Submits what is queued, lets the kernel make out completions, and with a `wait` sleeps
+    /// until there is one or the time is over.
+    fn enter(&mut self, wait: Option<Duration>) {
+        if self.broken.is_some() {
+            return;
+        }
+        if !self.enabled {
+            if let Err(e) = self.ring.submitter().register_enable_rings() {
+                return self.break_down(&e);
+            }
+            self.enabled = true;
+        }
+        let entered = match wait {
+            None => self.ring.submitter().submit(),
+            Some(timeout) => {
+                let timeout = Timespec::from(timeout);
+                let args = SubmitArgs::new().timespec(&timeout);
+                self.ring.submitter().submit_with_args(1, &args)
+            }
+        };
+        let left = self.ring.submission().len();
+        while self.queued.len() > left {
+            self.queued.pop_front();
+        }
+        let Err(e) = entered else { return };
+        match e.raw_os_error() {
+            // The time is over, or a signal came.
+            Some(libc::ETIME) => {}
+            Some(libc::EINTR | libc::EAGAIN | libc::EBUSY) => {
+                // Short of memory, or completions must be taken first: the owner comes back.
+                if left > 0 {
+                    self.event.raise();
+                }
+            }
+            _ => self.break_down(&e),
+        }
+    }
+
+    /// The kernel takes nothing any more: what it has not taken fails now and from now on.
+    fn break_down(&mut self, e: &io::Error) {
+        error!("io_uring: cannot submit, giving this channel up: {e}");
+        let errno = e.raw_os_error().unwrap_or(libc::EIO);
+        self.broken = Some(errno);
+        while let Some(index) = self.queued.pop_front() {
+            self.fail(index, errno);
+        }
+        for (op, token, _) in self.line.drain(..) {
+            let result = Err(io::Error::from_raw_os_error(errno));
+            self.failed.push(finished(op, token, result));
+        }
+        self.event.raise();
+    }
+
+    fn fail(&mut self, index: u32, errno: i32) {
+        if let Some(op) = self.slots[index as usize].op.take() {
+            let token = self.slots[index as usize].token;
+            let result = Err(io::Error::from_raw_os_error(errno));
+            self.failed.push(finished(op, token, result));
+            self.free.push(index);
+        }
+    }
+
+    /// Takes the kernel's answer for a slot; the completion, unless the operation goes on.
+    fn settle(&mut self, index: u32, answer: i32) -> Option<Completion> {
+        let slot = self.slots.get_mut(index as usize)?;
+        let verdict = judge(slot, answer, self.data.alignment());
+        let result = match verdict {
+            Verdict::Finished(result) => result,
+            Verdict::GoesOn if self.broken.is_none() => {
+                self.enqueue(index);
+                return None;
+            }
+            Verdict::GoesOn => Err(io::Error::from_raw_os_error(libc::EIO)),
+        };
+        let op = slot.op.take()?;
+        let completion = finished(op, slot.token, result);
+        self.free.push(index);
+        if let Some((op, token, done)) = self.line.pop_front() {
+            self.submit(op, token, done);
+        }
+        Some(completion)
+    }
+}
+
+/// The entry for what an operation still has to do.
+fn entry(op: &mut Op, done: usize, file: Fd) -> squeue::Entry {
+    let part = |buf: &mut IoBuf| {
+        let rest = buf.get_mut(done..).unwrap_or_default();
+        let len = rest.len().min(MAX_TRANSFER);
+        // MAX_TRANSFER fits.
+        (rest.as_mut_ptr(), u32::try_from(len).unwrap_or(0))
+    };
+    match op {
+        Op::Read { offset, buf } => {
+            let (memory, len) = part(buf);
+            opcode::Read::new(file, memory, len)
+                .offset(*offset + done as u64)
+                .build()
+        }
+        Op::Write { offset, buf } => {
+            let (memory, len) = part(buf);
+            opcode::Write::new(file, memory, len)
+                .offset(*offset + done as u64)
+                .build()
+        }
+        Op::Sync => opcode::Fsync::new(file).flags(FsyncFlags::DATASYNC).build(),
+        Op::Deallocate { offset, len } => opcode::Fallocate::new(file, *len)
+            .offset(*offset)
+            .mode(DEALLOCATE_MODE)
+            .build(),
+    }
+}
+
+#[derive(Debug)]
+enum Verdict {
+    Finished(io::Result<()>),
+    /// The rest of it, or all of it again, is to be submitted.
+    GoesOn,
+}
+
+/// What the kernel's answer means for the operation in a slot.
+fn judge(slot: &mut Slot, answer: i32, alignment: u64) -> Verdict {
+    let Ok(transferred) = usize::try_from(answer) else {
+        let errno = -answer;
+        let passing = errno == libc::EINTR || errno == libc::EAGAIN;
+        if passing && slot.retries < MAX_RETRIES {
+            slot.retries += 1;
+            return Verdict::GoesOn;
+        }
+        let failure = Err(io::Error::from_raw_os_error(errno));
+        return Verdict::Finished(match slot.op {
+            Some(Op::Deallocate { .. }) => deallocated(failure),
+            _ => failure,
+        });
+    };
+    let (len, ended) = match &slot.op {
+        Some(Op::Read { buf, .. }) => (buf.len(), io::ErrorKind::UnexpectedEof),
+        Some(Op::Write { buf, .. }) => (buf.len(), io::ErrorKind::WriteZero),
+        Some(Op::Sync | Op::Deallocate { .. }) | None => return Verdict::Finished(Ok(())),
+    };
+    if slot.done + transferred >= len {
+        return Verdict::Finished(Ok(()));
+    }
+    // The rest must begin where direct I/O can. A transfer of less than that is no progress: it
+    // met the end of the image.
+    let unit = usize::try_from(alignment).unwrap_or(1);
+    let progress = transferred / unit * unit;
+    if progress == 0 {
+        return Verdict::Finished(Err(ended.into()));
+    }
+    slot.done += progress;
+    Verdict::GoesOn
+}
+
+fn finished(op: Op, token: Token, result: io::Result<()>) -> Completion {
+    let buf = match op {
+        Op::Read { buf, .. } | Op::Write { buf, .. } => Some(buf),
+        Op::Sync | Op::Deallocate { .. } => None,
+    };
+    Completion { token, result, buf }
+}
+
+impl Drop for Ring {
+    /// Waits for what the kernel holds: to close a ring does not end what was begun.
+    fn drop(&mut self) {
+        self.line.clear();
+        if !self.enabled {
+            // The kernel has seen nothing of what is queued.
+            return;
+        }
+        let mut done = Vec::new();
+        let deadline = Instant::now() + DRAIN_TIMEOUT;
+        while self.free.len() < self.slots.len() {
+            self.wait(deadline.saturating_duration_since(Instant::now()));
+            self.reap(&mut done);
+            done.clear();
+            let held = self.slots.len() - self.free.len();
+            if held > 0 && (self.broken.is_some() || Instant::now() >= deadline) {
+                error!(
+                    "io_uring: {held} operations are stuck in the kernel: their buffers are lost"
+                );
+                std::mem::forget(std::mem::take(&mut self.slots));
+                return;
+            }
+        }
+    }
+}

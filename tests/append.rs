@@ -45,7 +45,7 @@ mod tests {
                     done.tail_padding().iter().all(|b| *b == POISON),
                     "{tail} bytes: the bytes between sector and status were written"
                 );
-                assert_eq!(q.read_ok(at, 4096), block(tail as u8));
+                assert!(q.read_ok(at, 4096) == block(tail as u8));
                 at += 8;
             }
         }
@@ -215,6 +215,6 @@ mod tests {
         let ok = done.iter().filter(|d| d.status() == status::OK).count();
         assert_eq!(ok, 10);
         assert_eq!(q.zone(zone).wp, zone + 80);
-        assert_eq!(q.read_ok(zone, 40960), [1; 40960]);
+        assert!(q.read_ok(zone, 40960) == [1; 40960]);
     }
 }

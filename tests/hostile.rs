@@ -39,11 +39,8 @@ mod tests {
             Ok(done) => assert!(done.used_len <= 4097, "{what}: {}", done.used_len),
             Err(err) => panic!("{what}: {err}"),
         }
-        assert_eq!(
-            f.queue().read_ok(0, 4096),
-            before,
-            "{what}: the disk changed"
-        );
+        let after = f.queue().read_ok(0, 4096);
+        assert!(after == before, "{what}: the disk changed");
     }
 
     #[test]
@@ -192,7 +189,7 @@ mod tests {
             q.wait(ticket, Duration::from_secs(5)).unwrap();
             // Either it counts for nothing, or the chain is refused; a success must have written the data.
             if q.ram.read(status_byte)[0] == status::OK {
-                assert_eq!(q.read_ok(8, 4096), [0x33; 4096]);
+                assert!(q.read_ok(8, 4096) == [0x33; 4096]);
                 assert_eq!(q.write(8, &[0; 4096]), status::OK);
             }
             q.assert_alive();
@@ -251,6 +248,6 @@ mod tests {
         q.kick();
         q.wait(ticket, Duration::from_secs(5)).unwrap();
         assert_eq!(q.ram.read(status_byte)[0], status::OK);
-        assert_eq!(q.read_ok(0, 4096), [0x44; 4096]);
+        assert!(q.read_ok(0, 4096) == [0x44; 4096]);
     }
 }

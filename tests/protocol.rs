@@ -166,9 +166,10 @@ mod tests {
         let before = f.config();
         for offset in (0..CONFIG_SIZE as u32).filter(|at| *at != 32) {
             match f.set_config(offset, &[0xff]) {
-                // Refusing by an acknowledgement or in silence is both within the protocol.
-                Ok(()) | Err(WireError::Refused(_)) => {}
-                Err(WireError::Closed) => {
+                // Refusing aloud or in silence is both within the protocol; crate vhost-user-backend ends the session
+                // of a message that it refused.
+                Ok(()) => {}
+                Err(WireError::Refused(_) | WireError::Closed) => {
                     f = Frontend::open(&rig.socket());
                 }
                 Err(err) => panic!("set_config at {offset}: {err}"),
@@ -184,12 +185,13 @@ mod tests {
         for round in 0..10_u8 {
             let mut f = Frontend::open(&rig.socket());
             assert_eq!(f.queue().append(0, &[round; 4096], 16).0, status::OK);
-            if round % 2 == 0 {
-                f.stop_queue(0).unwrap();
-            }
             for seen in 0..=round {
                 let data = f.queue().read_ok(u64::from(seen) * 8, 4096);
-                assert_eq!(data, [seen; 4096], "round {round}");
+                assert!(data == [seen; 4096], "round {round}");
+            }
+            // Some front-ends say goodbye.
+            if round % 2 == 0 {
+                f.stop_queue(0).unwrap();
             }
         }
         assert!(rig.daemon.as_mut().unwrap().is_running());
@@ -214,7 +216,7 @@ mod tests {
         let mut f = Frontend::open(&rig.socket());
         let zone = f.queue().zone(0);
         for block in (0..zone.wp).step_by(8) {
-            assert_eq!(f.queue().read_ok(block, 4096), [7; 4096]);
+            assert!(f.queue().read_ok(block, 4096) == [7; 4096]);
         }
     }
 
@@ -303,7 +305,7 @@ mod tests {
                 let (status, sector) = f.queue().append(0, &[9; 4096], 16);
                 assert_eq!((status, sector), (status::OK, at), "without {dropped:#x}");
                 at += 8;
-                assert_eq!(f.queue().read_ok(sector, 4096), [9; 4096]);
+                assert!(f.queue().read_ok(sector, 4096) == [9; 4096]);
             }
         }
     }
@@ -446,7 +448,7 @@ mod tests {
         );
 
         let mut f = Frontend::open(&rig.socket());
-        assert_eq!(f.queue().read_ok(0, 4096), [0x5a; 4096]);
+        assert!(f.queue().read_ok(0, 4096) == [0x5a; 4096]);
     }
 
     #[test]
@@ -466,7 +468,7 @@ mod tests {
             let zone = f.queue().zone(0);
             assert_eq!(zone.state, 4, "closed by the clean stop");
             assert!(zone.wp >= 8 && zone.wp <= 8 * (requests + 1), "{zone:?}");
-            assert_eq!(f.queue().read_ok(zone.wp - 8, 4096), [3; 4096]);
+            assert!(f.queue().read_ok(zone.wp - 8, 4096) == [3; 4096]);
         }
     }
 

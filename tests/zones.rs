@@ -264,7 +264,7 @@ mod tests {
                 let data = q.read_ok(zone.start, 4096);
                 assert!(data.iter().all(|b| *b == 0), "zone at {}", zone.start);
             }
-            assert_eq!(q.read_ok(8, 4096), block(0x21));
+            assert!(q.read_ok(8, 4096) == block(0x21));
         }
     }
 
@@ -406,10 +406,10 @@ mod tests {
         assert_eq!(status, status::INVALID_CMD);
         assert_eq!(q.zone(2 * ZONE).state, EMPTY);
         assert_eq!(q.zone(zone), before);
-        assert_eq!(q.read_ok(zone, 4096), block(1));
+        assert!(q.read_ok(zone, 4096) == block(1));
         // From one conventional zone into the next is an ordinary write.
         assert_eq!(q.write(ZONE - 8, &[3; 8192]), status::OK);
-        assert_eq!(q.read_ok(ZONE - 8, 8192), [3; 8192]);
+        assert!(q.read_ok(ZONE - 8, 8192) == [3; 8192]);
     }
 
     #[test]
@@ -478,7 +478,7 @@ mod tests {
             }
             assert_eq!(q.zone(start).state, FULL);
             for i in 0..ZONE_CAPACITY / 8 {
-                assert_eq!(q.read_ok(start + i * 8, 4096), block((i * zone) as u8));
+                assert!(q.read_ok(start + i * 8, 4096) == block((i * zone) as u8));
             }
         }
     }
@@ -557,8 +557,8 @@ mod tests {
         assert_eq!(q.write(zone + 8, &block(1)), status::IOERR);
         assert_eq!(q.write(0, &block(1)), status::IOERR);
         assert_eq!(q.zones(ZONES), before);
-        assert_eq!(q.read_ok(zone, 4096), block(4));
-        assert_eq!(q.read_ok(0, 4096), block(5));
+        assert!(q.read_ok(zone, 4096) == block(4));
+        assert!(q.read_ok(0, 4096) == block(5));
     }
 
     #[test]
@@ -592,7 +592,7 @@ mod tests {
             assert_eq!(q.zones(ZONES), wanted, "clean: {clean}");
             assert!(q.read_ok(5 * ZONE, whole.len()) == whole);
             for zone in [2, 4, 6, 7] {
-                assert_eq!(q.read_ok(zone * ZONE, 4096), block(zone as u8));
+                assert!(q.read_ok(zone * ZONE, 4096) == block(zone as u8));
             }
             assert_eq!(
                 q.append(2 * ZONE, &block(9), 16),

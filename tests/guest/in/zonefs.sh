@@ -18,7 +18,7 @@ case $PHASE in
     equal "size" "$(size /mnt/seq/0)" 1310720
     must append /mnt/seq/1 16
     cmp -n 1048576 /mnt/seq/0 /tmp/pattern || fail "seq/0 differs"
-    refused 'Invalid argument' dd if=/tmp/pattern of=/mnt/seq/0 bs=4k count=1 oflag=direct conv=notrunc
+    refused 'error writing' dd if=/tmp/pattern of=/mnt/seq/0 bs=4k count=1 oflag=direct conv=notrunc
     step "conventional file in any order"
     must dd if=/tmp/pattern of=/mnt/cnv/0 bs=64k seek=9 count=4 conv=notrunc,fsync
     must dd if=/tmp/pattern of=/mnt/cnv/0 bs=64k seek=2 count=4 conv=notrunc,fsync

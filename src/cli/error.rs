@@ -6,9 +6,11 @@ use std::process::ExitCode;
 
 use thiserror::Error;
 
+use crate::device::ServeError;
 use crate::format::{HeaderError, ImageError, ProtectorError};
 use crate::secret::SecretError;
 use crate::store::OpenError;
+use crate::volume::VolumeError;
 
 /// The exit codes, as `--help` lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,9 +76,17 @@ pub enum CliError {
     /// The two typed passphrases differ.
     #[error("the two passphrases differ: nothing was changed, try again")]
     PassphrasesDiffer,
-    /// A socket that something else listens on.
-    #[error("{}: in use: another process listens on this socket", .0.display())]
-    SocketInUse(PathBuf),
+    /// The disk could not be opened for serving, or not be closed.
+    #[error("{}: {source}", path.display())]
+    Volume {
+        /// Which image.
+        path: PathBuf,
+        /// Why.
+        source: VolumeError,
+    },
+    /// The socket, or a front-end on it.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
     /// A run-time failure in words.
     #[error("{0}")]
     Failure(String),
@@ -89,6 +99,14 @@ impl CliError {
     /// Names the image that `source` is about.
     pub fn image(path: &Path) -> impl FnOnce(ImageError) -> Self + '_ {
         move |source| Self::Image {
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// Names the image of the disk that `source` is about.
+    pub fn volume(path: &Path) -> impl FnOnce(VolumeError) -> Self + '_ {
+        move |source| Self::Volume {
             path: path.to_owned(),
             source,
         }
@@ -107,7 +125,16 @@ impl CliError {
             },
             Self::Key(error) => secret_exit(error),
             Self::NoKey(..) | Self::PassphrasesDiffer => Exit::Key,
-            Self::SocketInUse(_) => Exit::InUse,
+            Self::Volume { source, .. } => match source {
+                VolumeError::Image(error) => image_exit(error),
+                VolumeError::Secret(error) => secret_exit(error),
+                VolumeError::Io(_) => Exit::Failure,
+            },
+            Self::Serve(error) => match error {
+                ServeError::SocketInUse(_) => Exit::InUse,
+                ServeError::NotASocket(_) => Exit::Usage,
+                ServeError::Listen { .. } | ServeError::Daemon(_) => Exit::Failure,
+            },
             Self::Failure(_) => Exit::Failure,
             // Who closed the pipe has seen enough: `zonevault zones IMAGE | head`.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,

@@ -72,7 +72,7 @@ pub struct Completion {
 ///
 /// Offsets and lengths are multiples of what [`Medium::alignment`] demands; the caller keeps that.
 /// Dropping a store waits for what is in flight: the kernel may hold its buffers until then.
-pub trait Store: Send {
+pub trait Store: Send + std::fmt::Debug {
     /// Takes an operation over. It completes through [`Store::reap`], also when it fails at once.
     fn submit(&mut self, op: Op, token: Token);
 
@@ -94,7 +94,7 @@ pub trait Store: Send {
 }
 
 /// An image: the shared handle, from which each worker draws its own [`Store`].
-pub trait Medium: Send + Sync + 'static {
+pub trait Medium: Send + Sync + std::fmt::Debug + 'static {
     /// The channel that a worker gets.
     type Store: Store;
 

@@ -17,14 +17,14 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 let both = closed.into_iter().chain([zone]);
                 self.publish_then(id, both, Status::Ok);
             }
-            other => self.not_granted(id, other),
+            other => self.not_granted(id, &other),
         }
     }
 
     pub(super) fn close_zone(&mut self, id: u32, zone: ZoneIndex, ticket: Ticket) {
         match self.volume.table.close(zone, ticket) {
             Ok(Admission::Granted(())) => self.publish_then(id, [zone], Status::Ok),
-            other => self.not_granted(id, other),
+            other => self.not_granted(id, &other),
         }
     }
 
@@ -40,7 +40,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 self.wait_for_sync(id, Outcome::Done(Status::Ok, 0));
             }
             Ok(Admission::Granted(_)) => self.finish(id, Status::Ok),
-            other => self.not_granted(id, other),
+            other => self.not_granted(id, &other),
         }
     }
 
@@ -48,7 +48,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         match self.volume.table.begin_reset(zone, ticket) {
             Ok(Admission::Granted(true)) => self.begin_reset(id, vec![zone]),
             Ok(Admission::Granted(false)) => self.finish(id, Status::Ok),
-            other => self.not_granted(id, other),
+            other => self.not_granted(id, &other),
         }
     }
 
@@ -60,9 +60,9 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         }
     }
 
-    fn not_granted<T>(&mut self, id: u32, admission: Result<Admission<T>, ZoneError>) {
+    fn not_granted<T>(&mut self, id: u32, admission: &Result<Admission<T>, ZoneError>) {
         match admission {
-            Err(error) => self.finish(id, error.into()),
+            Err(error) => self.finish(id, (*error).into()),
             Ok(_) => self.set_stage(id, Stage::Parked),
         }
     }

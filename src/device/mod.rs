@@ -1,0 +1,402 @@
+//! The vhost-user face of a disk: features, configuration, queues started and stopped.
+//!
+//! The only module that names vhost-user. A [`Device`] lives for one connection of a front-end and
+//! shares the [`Volume`] with those before and after it. Each queue has one worker thread, which
+//! sleeps on the kick of its ring and on one more descriptor that gathers everything else: the
+//! store's completions, the mailbox, a request to stop.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use log::{error, info, warn};
+use parking_lot::{Condvar, Mutex};
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::{VhostUserBackend, VringMutex, VringStateMutGuard, VringT};
+use virtio_bindings::virtio_blk as blk;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::QueueT;
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+mod server;
+
+pub use server::{ServeError, Server, Stop};
+
+use crate::geometry::Model;
+use crate::queue::Worker;
+use crate::request::{ConfigSpace, DeviceLimits, Policy, SERIAL_LEN};
+use crate::store::Medium;
+use crate::volume::Volume;
+
+/// How long a stopping queue may take to bring what is in flight to an end. Longer than any disk
+/// that is still alive, shorter than the patience of whoever waits for the front-end.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
+
+type Ring = VringMutex<GuestMemoryAtomic<GuestMemoryMmap>>;
+
+/// What the operator chose.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceOptions {
+    /// Number of queues and most descriptors of each.
+    pub limits: DeviceLimits,
+    /// Serial number, padded with NULs.
+    pub serial: [u8; SERIAL_LEN],
+}
+
+/// What other threads ask of a worker.
+#[derive(Debug)]
+struct Control {
+    /// Gathers the descriptors that wake the worker besides its ring's kick.
+    wake: Epoll,
+    knock: EventFd,
+    /// Set while the queue is to come to rest, cleared by the worker when it has.
+    stop: AtomicBool,
+    stopped: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Control {
+    fn new<M: Medium>(volume: &Volume<M>, queue: u16) -> io::Result<Self> {
+        let control = Self {
+            wake: Epoll::new()?,
+            knock: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            stop: AtomicBool::new(false),
+            stopped: Mutex::new(true),
+            changed: Condvar::new(),
+        };
+        control.listen(control.knock.as_raw_fd())?;
+        if let Some(mailbox) = volume.mailbox_event(queue) {
+            control.listen(mailbox)?;
+        }
+        Ok(control)
+    }
+
+    fn listen(&self, fd: i32) -> io::Result<()> {
+        let event = EpollEvent::new(EventSet::IN, 0);
+        self.wake.ctl(ControlOperation::Add, fd, event)
+    }
+
+    fn set_stopped(&self, stopped: bool) {
+        *self.stopped.lock() = stopped;
+        self.changed.notify_all();
+    }
+}
+
+#[derive(Debug)]
+struct DeviceQueue<M: Medium> {
+    worker: Mutex<Worker<M>>,
+    control: Control,
+}
+
+/// A disk as one front-end sees it.
+pub struct Device<M: Medium> {
+    volume: Arc<Volume<M>>,
+    options: DeviceOptions,
+    memory: GuestMemoryAtomic<GuestMemoryMmap>,
+    config: Mutex<ConfigSpace>,
+    acked: AtomicU64,
+    queues: Vec<DeviceQueue<M>>,
+}
+
+impl<M: Medium> std::fmt::Debug for Device<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Device")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<M: Medium> Device<M> {
+    /// A device over `volume` for one connection. `memory` is what the protocol thread keeps up to
+    /// date.
+    pub fn new(
+        volume: Arc<Volume<M>>,
+        options: DeviceOptions,
+        memory: GuestMemoryAtomic<GuestMemoryMmap>,
+    ) -> io::Result<Self> {
+        let queues = (0..options.limits.queues)
+            .map(|index| {
+                Ok(DeviceQueue {
+                    worker: Mutex::new(Worker::new(index, Arc::clone(&volume), options.serial)),
+                    control: Control::new(&volume, index)?,
+                })
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        // A new guest finds the write cache on, whatever the last one wanted.
+        volume.set_write_cache(true);
+        Ok(Self {
+            config: Mutex::new(ConfigSpace::new(volume.geometry(), options.limits)),
+            volume,
+            options,
+            memory,
+            acked: AtomicU64::new(0),
+            queues,
+        })
+    }
+
+    /// For each worker thread, the descriptor that wakes it besides its ring's kick; to register
+    /// with [`Device::wake_event`] as its data.
+    pub fn wake_fds(&self) -> impl Iterator<Item = i32> + '_ {
+        self.queues
+            .iter()
+            .map(|queue| queue.control.wake.as_raw_fd())
+    }
+
+    /// The event number of those descriptors: the first that the framework leaves free.
+    pub fn wake_event(&self) -> u64 {
+        u64::from(self.options.limits.queues) + 1
+    }
+
+    /// Brings every queue to rest.
+    pub fn stop_all(&self) {
+        for index in 0..self.options.limits.queues {
+            self.stop(index);
+        }
+    }
+
+    /// Brings a queue to rest: its worker ends what is in flight and answers it.
+    fn stop(&self, index: u16) {
+        let Some(queue) = self.queues.get(usize::from(index)) else {
+            return;
+        };
+        let control = &queue.control;
+        let mut stopped = control.stopped.lock();
+        if *stopped {
+            return;
+        }
+        control.stop.store(true, Ordering::Release);
+        if let Err(e) = control.knock.write(1) {
+            error!("queue {index}: cannot wake its worker: {e}");
+            return;
+        }
+        // The worker itself keeps to DRAIN_PATIENCE; twice that means it is gone.
+        let timeout = DRAIN_PATIENCE * 2;
+        let late = control
+            .changed
+            .wait_while_for(&mut stopped, |stopped| !*stopped, timeout)
+            .timed_out();
+        if late {
+            error!("queue {index}: its worker did not come to rest");
+        }
+    }
+
+    fn is_plain(&self) -> bool {
+        self.volume.geometry().model() == Model::Plain
+    }
+
+    fn acked(&self, feature: u32) -> bool {
+        self.acked.load(Ordering::Acquire) & (1 << feature) != 0
+    }
+
+    /// D16 of virtio-blk: without FLUSH a driver cannot ask for durability, so every write has it.
+    fn apply_write_cache(&self) {
+        let on = self.acked(blk::VIRTIO_BLK_F_FLUSH) && self.config.lock().writeback();
+        self.volume.set_write_cache(on);
+    }
+
+    fn policy(&self, queue_size: u16) -> Policy {
+        Policy {
+            geometry: *self.volume.geometry(),
+            read_only: self.volume.is_read_only(),
+            zoned: self.acked(blk::VIRTIO_BLK_F_ZONED),
+            max_descriptors: usize::from(queue_size),
+        }
+    }
+
+    /// Everything that a worker does when it was woken.
+    fn run(&self, index: usize, ring: &Ring) {
+        let Some(queue) = self.queues.get(index) else {
+            return;
+        };
+        let mut worker = queue.worker.lock();
+        let control = &queue.control;
+        loop {
+            // Reading what is not there says so; all that counts is that it is quiet afterwards.
+            let _ = control.knock.read();
+            let mut state = ring.get_mut();
+            let memory = self.memory.memory().into_inner();
+            if control.stop.swap(false, Ordering::AcqRel) {
+                self.drain(index, &mut worker, &mut state, &memory);
+                control.set_stopped(true);
+                return;
+            }
+            let accept = state.is_enabled() && state.get_queue().ready();
+            if accept && !worker.is_started() && !self.start(index, &mut worker, control) {
+                return;
+            }
+            let policy = self.policy(state.get_queue().size());
+            let queue = state.get_queue_mut();
+            let pass = worker.service(queue, &memory, accept.then_some(&policy));
+            if pass.notify
+                && let Err(e) = state.signal_used_queue()
+            {
+                error!("queue {index}: cannot notify the guest: {e}");
+            }
+            if !pass.again {
+                return;
+            }
+        }
+    }
+
+    fn start(&self, index: usize, worker: &mut Worker<M>, control: &Control) -> bool {
+        let started = worker
+            .start(self.options.limits.queue_size)
+            .and_then(|event| event.map_or(Ok(()), |fd| control.listen(fd)));
+        match started {
+            Ok(()) => control.set_stopped(false),
+            Err(ref e) => error!("queue {index}: cannot start: {e}"),
+        }
+        started.is_ok()
+    }
+
+    fn drain(
+        &self,
+        index: usize,
+        worker: &mut Worker<M>,
+        state: &mut <Ring as VringStateMutGuard<'_, GuestMemoryAtomic<GuestMemoryMmap>>>::G,
+        memory: &Arc<GuestMemoryMmap>,
+    ) {
+        if !worker.drain(state.get_queue_mut(), memory, DRAIN_PATIENCE) {
+            error!("queue {index}: requests in flight did not end in {DRAIN_PATIENCE:?}");
+        }
+        if let Err(e) = state.signal_used_queue() {
+            warn!("queue {index}: cannot notify the guest: {e}");
+        }
+    }
+
+    fn tell_of_missing_zoned(&self) {
+        error!(
+            "the front-end did not take VIRTIO_BLK_F_ZONED, so this zoned disk does no I/O: \
+             use a front-end that passes it (QEMU 10.2's vhost-user-test-device-pci, crosvm), \
+             or make a disk without zones with `zonevault create --plain`"
+        );
+    }
+}
+
+impl<M: Medium> VhostUserBackend for Device<M> {
+    type Bitmap = ();
+    type Vring = Ring;
+
+    fn num_queues(&self) -> usize {
+        usize::from(self.options.limits.queues)
+    }
+
+    fn max_queue_size(&self) -> usize {
+        usize::from(self.options.limits.queue_size)
+    }
+
+    fn features(&self) -> u64 {
+        let mut bits = vec![
+            VIRTIO_F_VERSION_1,
+            VIRTIO_RING_F_EVENT_IDX,
+            VIRTIO_RING_F_INDIRECT_DESC,
+            blk::VIRTIO_BLK_F_SEG_MAX,
+            blk::VIRTIO_BLK_F_BLK_SIZE,
+            blk::VIRTIO_BLK_F_FLUSH,
+            blk::VIRTIO_BLK_F_TOPOLOGY,
+            blk::VIRTIO_BLK_F_CONFIG_WCE,
+            blk::VIRTIO_BLK_F_MQ,
+        ];
+        if self.volume.is_read_only() {
+            bits.push(blk::VIRTIO_BLK_F_RO);
+        }
+        if !self.is_plain() {
+            bits.push(blk::VIRTIO_BLK_F_ZONED);
+        } else if !self.volume.is_read_only() {
+            bits.extend([blk::VIRTIO_BLK_F_DISCARD, blk::VIRTIO_BLK_F_WRITE_ZEROES]);
+        }
+        let offered = bits.iter().fold(0, |all, bit| all | 1 << bit);
+        offered | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn acked_features(&self, features: u64) {
+        let before = self.acked.swap(features, Ordering::AcqRel);
+        self.apply_write_cache();
+        // Some front-ends first claim the device with next to no features; a driver that has
+        // looked at it takes VERSION_1.
+        let driver = features & (1 << VIRTIO_F_VERSION_1) != 0;
+        if driver && features != before && !self.is_plain() && !self.acked(blk::VIRTIO_BLK_F_ZONED)
+        {
+            self.tell_of_missing_zoned();
+        }
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::RESET_DEVICE
+    }
+
+    fn reset_device(&self) {
+        self.stop_all();
+        self.config.lock().set_writeback(true);
+        self.acked.store(0, Ordering::Release);
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {}
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        self.config.lock().read(offset, size)
+    }
+
+    fn set_config(&self, offset: u32, buf: &[u8]) -> io::Result<()> {
+        if let Some(on) = ConfigSpace::requested_writeback(offset, buf) {
+            info!(
+                "the guest turns the write cache {}",
+                if on { "on" } else { "off" }
+            );
+            self.config.lock().set_writeback(on);
+            self.apply_write_cache();
+        }
+        Ok(())
+    }
+
+    fn update_memory(&self, _memory: GuestMemoryAtomic<GuestMemoryMmap>) -> io::Result<()> {
+        // Every request holds the map it came with; new ones see the new map.
+        Ok(())
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        (0..self.options.limits.queues)
+            .map(|queue| 1 << queue)
+            .collect()
+    }
+
+    fn exit_event(&self, _thread_index: usize) -> Option<(EventConsumer, EventNotifier)> {
+        // Without one a dropped daemon waits for its workers for ever.
+        new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)
+            .inspect_err(|e| error!("cannot make an exit event: {e}"))
+            .ok()
+    }
+
+    fn stop_vring(&self, queue_index: u32) -> io::Result<()> {
+        if let Ok(index) = u16::try_from(queue_index) {
+            self.stop(index);
+        }
+        Ok(())
+    }
+
+    fn handle_event(
+        &self,
+        _device_event: u16,
+        _events: EventSet,
+        rings: &[Ring],
+        thread_id: usize,
+    ) -> io::Result<()> {
+        // An error would end the worker for good, so nothing a guest does is one.
+        if let Some(ring) = rings.first() {
+            self.run(thread_id, ring);
+        }
+        Ok(())
+    }
+}

@@ -143,8 +143,29 @@ pub struct Header {
     cipher: Cipher,
     tag_slot_bytes: u32,
     geometry: Geometry,
-    /// What was read, so that fields of unknown compatible features survive a rewrite.
-    kept: [u8; HEADER_LEN],
+    kept: Kept,
+}
+
+/// Flags and reserved bytes as they were read, everything else zero: what features that this
+/// version does not know have put there survives a rewrite.
+#[derive(Clone, PartialEq, Eq)]
+struct Kept([u8; HEADER_LEN]);
+
+impl Kept {
+    fn of(header: &[u8; HEADER_LEN]) -> Self {
+        let mut kept = [0; HEADER_LEN];
+        PREAMBLE_RESERVED.put(&mut kept, PREAMBLE_RESERVED.get(header));
+        COMPATIBLE.put(&mut kept, COMPATIBLE.get(header));
+        READ_COMPATIBLE.put(&mut kept, READ_COMPATIBLE.get(header));
+        RESERVED.put(&mut kept, RESERVED.get(header));
+        Self(kept)
+    }
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Kept(..)")
+    }
 }
 
 impl Header {
@@ -160,7 +181,7 @@ impl Header {
             cipher,
             tag_slot_bytes: 0,
             geometry: *geometry,
-            kept: [0; HEADER_LEN],
+            kept: Kept([0; HEADER_LEN]),
         }
     }
 
@@ -196,7 +217,14 @@ impl Header {
 
     /// Whether a feature flag forbids this version to write to the image.
     pub fn read_only_features(&self) -> u64 {
-        READ_COMPATIBLE.u64(&self.kept)
+        READ_COMPATIBLE.u64(&self.kept.0)
+    }
+
+    /// The same header with a feature from the future.
+    #[cfg(test)]
+    pub(super) fn with_read_only_feature(mut self, flags: u64) -> Self {
+        READ_COMPATIBLE.put_u64(&mut self.kept.0, flags);
+        self
     }
 
     /// The same header as successor of this one.
@@ -215,7 +243,7 @@ impl Header {
 
     /// The whole 4 KiB copy.
     pub(super) fn encode(&self, key: &HeaderKey) -> [u8; AREA] {
-        let mut bytes = self.kept;
+        let mut bytes = self.kept.0;
         MAGIC.put(&mut bytes, MAGIC_BYTES);
         VERSION.put_u32(&mut bytes, FORMAT_VERSION);
         LENGTH.put_u32(&mut bytes, LENGTH_1);
@@ -381,7 +409,7 @@ impl RawHeader {
                 .ok_or(HeaderError::Cipher(cipher))?,
             tag_slot_bytes,
             geometry: self.decode_geometry()?,
-            kept: *bytes,
+            kept: Kept::of(bytes),
         })
     }
 
@@ -454,4 +482,230 @@ pub enum HeaderError {
     /// A key could not be derived.
     #[error(transparent)]
     Secret(#[from] SecretError),
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn volume_key(fill: u8) -> VolumeKey {
+        let mut key = VolumeKey::zeroed();
+        key.bytes_mut().fill(fill);
+        key
+    }
+
+    fn geometry() -> Geometry {
+        GeometrySpec {
+            model: Model::HostManaged,
+            block_size: 4096,
+            disk_size: 16 << 20,
+            zone_size: 1 << 20,
+            zone_capacity: (1 << 20) - 4096,
+            conventional: 1,
+            max_open: 3,
+            max_active: 4,
+            max_append: 8192,
+        }
+        .validate()
+        .unwrap()
+    }
+
+    fn header() -> Header {
+        let uuid = Uuid::from_u128(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
+        let mut header = Header::new(uuid, Cipher::Aes256Xts, &geometry(), 1_700_000_000);
+        header.state = OpenState::Open;
+        header.epoch = Epoch(77);
+        header.boot_id = BootId([3; 16]);
+        header
+    }
+
+    fn encoded(header: &Header) -> [u8; AREA] {
+        header.encode(&HeaderKey::new(&volume_key(1), header.uuid()).unwrap())
+    }
+
+    /// `area` with its CRC made right again, as an attacker without the key would leave it.
+    fn with_crc(mut area: [u8; AREA]) -> [u8; AREA] {
+        CRC.put_u32(&mut area, 0);
+        let crc = crc32c(&area[..HEADER_LEN]);
+        CRC.put_u32(&mut area, crc);
+        area
+    }
+
+    /// `area` with MAC and CRC made right again, as a later version would write it.
+    fn with_mac(mut area: [u8; AREA]) -> [u8; AREA] {
+        let key = HeaderKey::new(&volume_key(1), header().uuid()).unwrap();
+        CRC.put_u32(&mut area, 0);
+        let mut bytes = [0; HEADER_LEN];
+        bytes.copy_from_slice(&area[..HEADER_LEN]);
+        let mac = key.mac(&bytes).finalize().into_bytes();
+        MAC.put(&mut area, mac.into());
+        with_crc(area)
+    }
+
+    #[test]
+    fn a_header_lies_as_specified() {
+        let area = encoded(&header());
+        assert_eq!(&area[..8], b"ZONEVLT\0");
+        assert_eq!(area[8..16], [1, 0, 0, 0, 0, 2, 0, 0]);
+        assert_eq!(area[48..52], [1, 2, 3, 4]);
+        assert_eq!(area[72..80], 1_700_000_000_u64.to_le_bytes());
+        assert_eq!(area[80..88], [2, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(area[96..104], (16_u64 << 20).to_le_bytes());
+        assert_eq!(area[112..120], ((1_u64 << 20) - 4096).to_le_bytes());
+        assert_eq!(
+            area[120..136],
+            [1, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 2, 0, 0, 0]
+        );
+        assert_eq!(area[144..152], 77_u64.to_le_bytes());
+        assert_eq!(area[152..168], [3; 16]);
+        assert!(area[168..480].iter().all(|&byte| byte == 0));
+        assert!(area[512..].iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn a_header_comes_back() {
+        let area = encoded(&header());
+        let raw = RawHeader::parse(&area).unwrap();
+        assert_eq!(raw.uuid(), *header().uuid());
+        let verified = raw.verify(&volume_key(1)).unwrap();
+        assert_eq!(verified, raw.unverified().unwrap());
+        assert_eq!(
+            (verified.state, verified.epoch, verified.boot_id),
+            (OpenState::Open, Epoch(77), BootId([3; 16]))
+        );
+        assert_eq!(verified.geometry(), &geometry());
+        assert_eq!(verified.cipher(), Cipher::Aes256Xts);
+        assert_eq!(encoded(&verified), area);
+        assert_eq!(verified.successor().sequence(), 1);
+    }
+
+    #[test]
+    fn every_flipped_bit_is_detected() {
+        let area = encoded(&header());
+        for bit in 0..AREA * 8 {
+            let mut bytes = area;
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(RawHeader::parse(&bytes).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_with_the_crc_repaired_is_a_forgery() {
+        let area = encoded(&header());
+        for bit in 0..HEADER_LEN * 8 {
+            let mut bytes = area;
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let bytes = with_crc(bytes);
+            // The CRC's own bits are repaired away, which leaves the header as it was.
+            let repaired = (16..20).contains(&(bit / 8));
+            let accepted =
+                RawHeader::parse(&bytes).is_ok_and(|raw| raw.verify(&volume_key(1)).is_ok());
+            assert_eq!(accepted, repaired, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn another_key_or_volume_is_refused() {
+        let raw = RawHeader::parse(&encoded(&header())).unwrap();
+        assert!(matches!(
+            raw.verify(&volume_key(2)),
+            Err(HeaderError::Forged)
+        ));
+    }
+
+    #[test]
+    fn the_mac_is_checked_before_the_body_is_read() {
+        let mut area = encoded(&header());
+        CIPHER.put_u32(&mut area, 99);
+        let raw = RawHeader::parse(&with_crc(area)).unwrap();
+        assert!(matches!(
+            raw.verify(&volume_key(1)),
+            Err(HeaderError::Forged)
+        ));
+        assert!(matches!(raw.unverified(), Err(HeaderError::Cipher(99))));
+    }
+
+    #[test]
+    fn flags_decide_what_an_unknown_feature_forbids() {
+        let parse = |set: fn(&mut [u8; AREA])| {
+            let mut area = encoded(&header());
+            set(&mut area);
+            RawHeader::parse(&with_mac(area))
+        };
+        assert!(matches!(
+            parse(|a| VERSION.put_u32(a, 2)),
+            Err(HeaderError::Version(2))
+        ));
+        assert!(matches!(
+            parse(|a| INCOMPATIBLE.put_u64(a, 4)),
+            Err(HeaderError::Incompatible(4))
+        ));
+        let read_only = parse(|a| READ_COMPATIBLE.put_u64(a, 8)).unwrap();
+        let read_only = read_only.verify(&volume_key(1)).unwrap();
+        assert_eq!(read_only.read_only_features(), 8);
+        // A compatible feature keeps its fields through a rewrite by who does not know it.
+        let compatible = parse(|a| {
+            COMPATIBLE.put_u64(a, 1);
+            a[300] = 42;
+        });
+        let known = compatible.unwrap().verify(&volume_key(1)).unwrap();
+        assert_eq!(known.read_only_features(), 0);
+        let again = encoded(&known.successor());
+        assert_eq!(again[300], 42);
+        assert_eq!(COMPATIBLE.u64(&again), 1);
+    }
+
+    #[test]
+    fn an_authentic_body_must_still_make_sense() {
+        let verify = |set: fn(&mut [u8; AREA])| {
+            let mut area = encoded(&header());
+            set(&mut area);
+            RawHeader::parse(&with_mac(area))
+                .unwrap()
+                .verify(&volume_key(1))
+                .unwrap_err()
+        };
+        assert!(matches!(verify(|a| a[479] = 1), HeaderError::Reserved));
+        assert!(matches!(verify(|a| a[20] = 1), HeaderError::Reserved));
+        assert!(matches!(
+            verify(|a| CIPHER.put_u32(a, 0)),
+            HeaderError::Cipher(0)
+        ));
+        assert!(matches!(
+            verify(|a| CIPHER.put_u32(a, 258)),
+            HeaderError::Cipher(258)
+        ));
+        assert!(matches!(
+            verify(|a| TAG_SLOT.put_u32(a, 32)),
+            HeaderError::TagSlot(32)
+        ));
+        assert!(matches!(
+            verify(|a| STATE.put_u32(a, 0)),
+            HeaderError::State(0)
+        ));
+        assert!(matches!(
+            verify(|a| MODEL.put_u32(a, 3)),
+            HeaderError::Model(3)
+        ));
+        assert!(matches!(
+            verify(|a| ZONE_SIZE.put_u64(a, 3)),
+            HeaderError::Geometry(GeometryError::ZoneSizePower(3))
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_makes_it_panic(body in prop::collection::vec(any::<u8>(), 408)) {
+            let mut area = encoded(&header());
+            area[72..480].copy_from_slice(&body);
+            // Neither reading it as it is nor believing it may panic, whatever it says.
+            let raw = RawHeader::parse(&with_mac(area)).unwrap();
+            prop_assert_eq!(
+                raw.unverified().is_ok(),
+                raw.verify(&volume_key(1)).is_ok()
+            );
+        }
+    }
 }

@@ -453,3 +453,6 @@ pub enum ImageError {
     #[error(transparent)]
     Secret(#[from] SecretError),
 }
+
+#[cfg(test)]
+mod tests;

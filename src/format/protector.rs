@@ -426,3 +426,223 @@ pub enum ProtectorError {
     #[error(transparent)]
     Secret(#[from] SecretError),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::KeyMaterial;
+
+    /// As cheap as RFC 9106 allows.
+    const CHEAP: Argon2Cost = Argon2Cost {
+        memory_kib: 8,
+        passes: 1,
+        lanes: 1,
+    };
+
+    fn phrase(text: &str) -> Credential {
+        Credential::Passphrase(KeyMaterial::new(text.as_bytes().to_vec()))
+    }
+
+    fn key_file(fill: u8) -> Credential {
+        Credential::KeyFile(KeyMaterial::new(vec![fill; 32]))
+    }
+
+    fn volume() -> Uuid {
+        Uuid::from_u128(7)
+    }
+
+    fn volume_key() -> VolumeKey {
+        let mut key = VolumeKey::zeroed();
+        key.bytes_mut().fill(0x5A);
+        key
+    }
+
+    fn seal(credential: &Credential, slot: u32) -> Protector {
+        let new = NewProtector {
+            credential,
+            cost: CHEAP,
+            label: "spare",
+            created: 5,
+        };
+        Protector::seal(&volume_key(), &volume(), slot, &new).unwrap()
+    }
+
+    fn opens(area: &[u8; AREA], slot: u32, credential: &Credential) -> bool {
+        match Slot::parse(area) {
+            Slot::Used(protector) => protector
+                .unseal(&volume(), slot, credential)
+                .unwrap()
+                .is_some_and(|key| key.bytes() == volume_key().bytes()),
+            _ => false,
+        }
+    }
+
+    fn with_crc(mut area: [u8; AREA]) -> [u8; AREA] {
+        CRC.put_u32(&mut area, 0);
+        let crc = crc32c(&area[..LEN]);
+        CRC.put_u32(&mut area, crc);
+        area
+    }
+
+    #[test]
+    fn each_kind_opens_with_its_credential_alone() {
+        let typed = seal(&phrase("correct horse"), 0).encode();
+        assert!(opens(&typed, 0, &phrase("correct horse")));
+        assert!(!opens(&typed, 0, &phrase("correct horse ")));
+        let held = seal(&key_file(1), 0).encode();
+        assert!(opens(&held, 0, &key_file(1)));
+        assert!(!opens(&held, 0, &key_file(2)));
+        // The same bytes as the other kind are not even tried.
+        let same = Credential::Passphrase(KeyMaterial::new(vec![1; 32]));
+        assert!(!opens(&held, 0, &same));
+    }
+
+    #[test]
+    fn a_protector_is_bound_to_volume_and_slot() {
+        let protector = seal(&key_file(1), 3);
+        let opened = |uuid: Uuid, slot| {
+            protector
+                .unseal(&uuid, slot, &key_file(1))
+                .unwrap()
+                .is_some()
+        };
+        assert!(opened(volume(), 3));
+        assert!(!opened(volume(), 2));
+        assert!(!opened(Uuid::from_u128(8), 3));
+    }
+
+    #[test]
+    fn two_protectors_of_one_key_have_nothing_in_common() {
+        let (a, b) = (seal(&key_file(1), 0), seal(&key_file(1), 0));
+        assert_ne!(SALT.get(&a.bytes), SALT.get(&b.bytes));
+        assert_ne!(WRAPPED.get(&a.bytes), WRAPPED.get(&b.bytes));
+    }
+
+    #[test]
+    fn what_a_slot_says_comes_back() {
+        let Slot::Used(found) = Slot::parse(&seal(&phrase("x"), 0).encode()) else {
+            panic!("a fresh protector was not recognised");
+        };
+        assert_eq!(found.kind(), ProtectorKind::Passphrase(CHEAP));
+        assert_eq!((found.label(), found.created()), ("spare", 5));
+        assert_eq!(Slot::parse(&[0; AREA]), Slot::Free);
+    }
+
+    #[test]
+    fn every_flipped_bit_is_damage_and_with_the_crc_repaired_opens_nothing() {
+        let sound = seal(&key_file(1), 0).encode();
+        for bit in 0..AREA * 8 {
+            let mut area = sound;
+            area[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Slot::parse(&area), Slot::Damaged, "bit {bit}");
+            if bit < LEN * 8 {
+                let repaired_away = (8..12).contains(&(bit / 8));
+                assert_eq!(
+                    opens(&with_crc(area), 0, &key_file(1)),
+                    repaired_away,
+                    "bit {bit}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_costs_are_refused_before_they_cost_anything() {
+        let sound = seal(&phrase("x"), 0).encode();
+        let with = |memory: u32, passes: u32, lanes: u32| {
+            let mut area = sound;
+            MEMORY.put_u32(&mut area, memory);
+            PASSES.put_u32(&mut area, passes);
+            LANES.put_u32(&mut area, lanes);
+            Slot::parse(&with_crc(area))
+        };
+        let refused = Slot::Unusable(Unusable::Cost);
+        for (memory, passes, lanes) in [
+            (u32::MAX, 1, 1),
+            ((4 << 20) + 1, 1, 1),
+            (4 << 20, 17, 1),
+            (8, u32::MAX, 1),
+            (0, 1, 1),
+            (7, 1, 1),
+            (8, 0, 1),
+            (8, 1, 0),
+            (1 << 20, 1, 65),
+            (15, 1, 2),
+            (u32::MAX, u32::MAX, u32::MAX),
+        ] {
+            assert_eq!(
+                with(memory, passes, lanes),
+                refused,
+                "{memory} {passes} {lanes}"
+            );
+        }
+        assert!(matches!(with(4 << 20, 16, 1), Slot::Used(_)));
+        assert!(Argon2Cost::default().is_bounded());
+    }
+
+    #[test]
+    fn unknown_kinds_and_odd_labels_are_answered() {
+        let sound = seal(&key_file(1), 0).encode();
+        let mut area = sound;
+        KIND.put_u32(&mut area, 9);
+        assert_eq!(
+            Slot::parse(&with_crc(area)),
+            Slot::Unusable(Unusable::Kind(9))
+        );
+        for (len, first) in [(33, b'a'), (u32::MAX, b'a'), (5, 0xFF), (5, 0x1B)] {
+            let mut area = sound;
+            LABEL_LEN.put_u32(&mut area, len);
+            area[40] = first;
+            assert_eq!(Slot::parse(&with_crc(area)), Slot::Damaged);
+        }
+        let long = NewProtector {
+            credential: &key_file(1),
+            cost: CHEAP,
+            label: "a label that is longer than 32 bytes",
+            created: 0,
+        };
+        assert!(matches!(
+            Protector::seal(&volume_key(), &volume(), 0, &long),
+            Err(ProtectorError::Label)
+        ));
+    }
+
+    /// The wrapped key by hand, from the primitives: checks the arrangement of the inputs.
+    #[test]
+    fn the_wrapping_key_is_derived_as_specified() {
+        let protector = seal(&key_file(1), 2);
+        let mut info = b"zonevault 1 protector".to_vec();
+        info.extend(volume().as_bytes());
+        info.extend([2, 0, 0, 0]);
+        info.extend(&protector.bytes[..8]);
+        info.extend([0; 4]);
+        info.extend(&protector.bytes[12..104]);
+        let mut kek = [0; 32];
+        Hkdf::<Sha512>::new(Some(&protector.bytes[72..104]), &[1; 32])
+            .expand(&info, &mut kek)
+            .unwrap();
+        let mut wrapped = [0; WRAPPED_LEN];
+        KwAes256::new((&kek).into())
+            .wrap_key(&[0x5A; 64], &mut wrapped)
+            .unwrap();
+        assert_eq!(protector.bytes[104..176], wrapped);
+    }
+
+    /// The answer is that of the reference implementation in C.
+    #[test]
+    fn stretching_is_argon2id() {
+        let cost = Argon2Cost {
+            memory_kib: 64,
+            passes: 2,
+            lanes: 2,
+        };
+        let salt = std::array::from_fn(|at| u8::try_from(at).unwrap());
+        let out = stretch(cost, b"correct horse", &salt).unwrap();
+        let shown: String = out.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            shown,
+            "dbc1f51eed42af9d1ab61ffc5b3eb05633d1ecd47d97060013b88710c291bea7\
+             d6167da8fe3fccc047425b909ab3c80e8ae8a1da81e89fab24084f24e6426356"
+        );
+    }
+}

@@ -13,9 +13,11 @@
 //! What is wiped: the round keys, when a [`ZoneCipher`] is dropped. What is not: registers and stack
 //! slots that the compiler used for copies of round keys, tweaks and data on the way.
 
-mod tweak;
 #[cfg(target_arch = "x86_64")]
-mod x86;
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod tweak;
 mod xts;
 
 use core::fmt;
@@ -27,8 +29,8 @@ use subtle::ConstantTimeEq;
 use thiserror::Error;
 use zeroize::ZeroizeOnDrop;
 
-use self::tweak::{GROUP_BYTES, Group, Portable, TweakUnit};
-use self::xts::{Xts, as_groups};
+use self::tweak::{GROUP_BYTES, Group, Portable};
+use self::xts::{Engine, Xts, as_groups};
 
 /// Largest block in bytes: IEEE 1619-2025 limits a data unit to 2^20 cipher blocks of 16 bytes.
 pub const BLOCK_SIZE_MAX: usize = 16 << 20;
@@ -287,19 +289,19 @@ impl ZoneCipher {
     }
 
     #[inline(always)]
-    fn crypt_with<U: TweakUnit>(
+    fn crypt_with<E: Engine>(
         &self,
-        tweaks: U,
+        engine: E,
         direction: Direction,
         unit: usize,
         first: u128,
         groups: &mut [Group],
     ) {
         match (&*self.keys, direction) {
-            (Keys::Aes128(xts), Direction::Encrypt) => xts.encrypt(tweaks, unit, first, groups),
-            (Keys::Aes128(xts), Direction::Decrypt) => xts.decrypt(tweaks, unit, first, groups),
-            (Keys::Aes256(xts), Direction::Encrypt) => xts.encrypt(tweaks, unit, first, groups),
-            (Keys::Aes256(xts), Direction::Decrypt) => xts.decrypt(tweaks, unit, first, groups),
+            (Keys::Aes128(xts), Direction::Encrypt) => xts.encrypt(engine, unit, first, groups),
+            (Keys::Aes128(xts), Direction::Decrypt) => xts.decrypt(engine, unit, first, groups),
+            (Keys::Aes256(xts), Direction::Encrypt) => xts.encrypt(engine, unit, first, groups),
+            (Keys::Aes256(xts), Direction::Decrypt) => xts.decrypt(engine, unit, first, groups),
         }
     }
 }
@@ -338,9 +340,9 @@ pub struct Backend(Arithmetic);
 enum Arithmetic {
     Portable,
     #[cfg(target_arch = "x86_64")]
-    Avx2(x86::Avx2),
+    Avx2(avx2::Avx2),
     #[cfg(target_arch = "x86_64")]
-    Avx512(x86::Avx512),
+    Avx512(avx512::Avx512),
 }
 
 impl Backend {
@@ -348,8 +350,8 @@ impl Backend {
     pub fn available() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
         let simd = [
-            x86::Avx512::detect().map(Arithmetic::Avx512),
-            x86::Avx2::detect().map(Arithmetic::Avx2),
+            avx512::Avx512::detect().map(Arithmetic::Avx512),
+            avx2::Avx2::detect().map(Arithmetic::Avx2),
         ];
         #[cfg(not(target_arch = "x86_64"))]
         let simd = [None];

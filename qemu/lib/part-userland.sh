@@ -2,12 +2,12 @@
 # more than all the rest, so only on request) and suite.cpio (what fio's own zone tests are run by).
 
 # Debian unstable alone has an xfsprogs that can make zoned XFS; all comes from there, of one C library.
-USERLAND_PACKAGES=(btrfs-progs busybox-static cryptsetup-bin dmsetup e2fsprogs f2fs-tools mount openssl
+USERLAND_PACKAGES=(bash btrfs-progs busybox-static cryptsetup-bin dash dmsetup e2fsprogs f2fs-tools mount openssl
     util-linux util-linux-extra xfsprogs zbd-utils zonefs-tools)
-BASE_PROGRAMS=(blkdiscard blkid blkzone btrfs cryptsetup dmsetup e2fsck fallocate fsck.f2fs fstrim lsblk
+BASE_PROGRAMS=(bash blkdiscard blkid blkzone btrfs cryptsetup dash dmsetup e2fsck fallocate fsck.f2fs fstrim lsblk
     mkfs.btrfs mkfs.ext4 mkfs.f2fs mkfs.xfs mkzonefs mount umount openssl xfs_io xfs_repair zbd)
-SUITE_PACKAGES=(bash coreutils gawk grep sed util-linux util-linux-extra)
-SUITE_PROGRAMS=(bash blockdev chrt date dd gawk grep nproc realpath sed seq stat timeout)
+SUITE_PACKAGES=(coreutils gawk grep sed)
+SUITE_PROGRAMS=(date dd gawk grep head nproc realpath sed seq sort stat tail timeout)
 
 build_userland() {
     local out=$1 stage=$1.stage
@@ -37,6 +37,8 @@ base_tree() {
     ln -s ../lib "$tree/usr/lib"
     python3 "$REPO/qemu/lib/collect.py" "$stage" "$tree" "${BASE_PROGRAMS[@]}" >/dev/null
     ln -s mkzonefs "$tree/bin/mkfs.zonefs"
+    # Not busybox's shell, which prefers its own version of a program to the real one in /bin.
+    ln -s dash "$tree/bin/sh"
     cp "$stage/usr/bin/busybox" "$tree/bin/busybox"
     for name in $("$tree/bin/busybox" --list); do
         [ -e "$tree/bin/$name" ] || ln -s busybox "$tree/bin/$name"

@@ -27,12 +27,12 @@ use super::{Completion, IoBuf, Op, Store, Token};
 pub(super) struct Data {
     file: File,
     way: Way,
-    /// The descriptor with the lock: held for as long as anybody may write.
-    _lock: Option<File>,
+    /// The descriptor with the owner's lock: held for as long as anybody may write.
+    _owner: File,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     /// O_DIRECT, in units of so many bytes.
     Direct(u64),
     /// Through the page cache, with a device behind it.
@@ -42,27 +42,12 @@ enum Way {
 }
 
 impl Data {
-    /// Past the page cache, in units of `alignment` bytes. `lock` is kept open along with it.
-    pub(super) fn direct(file: File, alignment: u64, lock: File) -> Self {
+    pub(super) fn new(file: File, way: Way, owner: File) -> Self {
         Self {
             file,
-            way: Way::Direct(alignment),
-            _lock: Some(lock),
-        }
-    }
-
-    /// Through the page cache. The descriptor shares the lock of the one it was cloned from.
-    pub(super) fn cached(file: File) -> io::Result<Self> {
-        let way = if sys::lives_in_memory(&file)? {
-            Way::Memory
-        } else {
-            Way::Cached
-        };
-        Ok(Self {
-            file,
             way,
-            _lock: None,
-        })
+            _owner: owner,
+        }
     }
 
     pub(super) fn file(&self) -> &File {

@@ -15,6 +15,7 @@ mod channel;
 mod file;
 #[doc(hidden)]
 pub mod mem;
+mod open;
 mod sys;
 mod uring;
 
@@ -23,7 +24,8 @@ use std::os::fd::BorrowedFd;
 
 pub use buffer::IoBuf;
 pub use channel::FileStore;
-pub use file::{Access, Cache, FileMedium, OpenError};
+pub use file::{Cache, FileMedium};
+pub use open::{Access, OpenError};
 
 /// Names an operation between its submission and its completion. Chosen by the submitter.
 pub type Token = u64;

@@ -56,31 +56,44 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
-/// Takes an exclusive lock on the whole of an open file description, without waiting. `false` if
-/// another description holds one.
+/// A byte of a file that stands for a right to it. Where a lock lies is a convention of its users;
+/// it says nothing of the byte itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LockByte(pub(super) libc::off_t);
+
+/// What to do with a lock.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Lock {
+    /// Take it, alone.
+    Exclusive,
+    /// Take it, along with others.
+    Shared,
+    /// Give it back.
+    Release,
+}
+
+/// Changes a lock of an open file description, without waiting. `false` if another description
+/// holds one that forbids it.
 ///
 /// Unlike the older POSIX locks it belongs to the description, not to the process: closing some
-/// other descriptor of the file does not drop it, and a second opening in one process conflicts.
-pub(super) fn lock_exclusive(file: &File) -> io::Result<bool> {
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "0 and 1, declared wider than the fields"
-    )]
-    const WRITE_LOCK: libc::c_short = libc::F_WRLCK as libc::c_short;
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "0, declared wider than the field"
-    )]
-    const FROM_START: libc::c_short = libc::SEEK_SET as libc::c_short;
-    let mut lock: libc::flock = {
-        // SAFETY: flock is a plain C structure for which all bits zero is valid: from the start
-        // of the file, of length 0, which means to its end; the pid must be 0 for OFD locks.
-        unsafe { MaybeUninit::zeroed().assume_init() }
+/// other descriptor of the file does not drop it, a second opening in one process conflicts, and
+/// it lasts until the kernel has ended what it does on the description, after the process too.
+pub(super) fn lock(file: &File, byte: LockByte, lock: Lock) -> io::Result<bool> {
+    let kind = match lock {
+        Lock::Exclusive => libc::F_WRLCK,
+        Lock::Shared => libc::F_RDLCK,
+        Lock::Release => libc::F_UNLCK,
     };
-    lock.l_type = WRITE_LOCK;
-    lock.l_whence = FROM_START;
-    // SAFETY: the descriptor is open for as long as `file` is borrowed, `lock` outlives the call.
-    match check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) }) {
+    // SAFETY: flock is a plain C structure for which all bits zero is valid. The pid must be 0 for
+    // OFD locks, and is.
+    let mut request: libc::flock = unsafe { MaybeUninit::zeroed().assume_init() };
+    // Constants below 3: they fit whatever width a C library gives the field.
+    request.l_type = kind.try_into().unwrap_or_default();
+    request.l_whence = libc::SEEK_SET.try_into().unwrap_or_default();
+    request.l_start = byte.0;
+    request.l_len = 1;
+    // SAFETY: the descriptor is open for as long as `file` is borrowed; `request` outlives the call.
+    match check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const request) }) {
         Ok(_) => Ok(true),
         Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
         Err(e) => Err(e),
@@ -123,8 +136,9 @@ pub(super) fn direct_support(file: &File) -> io::Result<DirectSupport> {
     }))
 }
 
-/// Whether the file lives in memory alone (tmpfs, ramfs, hugetlbfs): its page cache is the medium,
-/// so O_DIRECT means nothing there and a read never waits for a device.
+/// Whether a regular file lives in memory alone (tmpfs, ramfs, hugetlbfs): its page cache is the
+/// medium, so O_DIRECT means nothing there and a read never waits for a device. (Not for device
+/// nodes, which lie in a tmpfs themselves.)
 pub(super) fn lives_in_memory(file: &File) -> io::Result<bool> {
     /// `RAMFS_MAGIC` of the kernel's linux/magic.h.
     const RAMFS_MAGIC: i128 = 0x8584_58f6;

@@ -470,5 +470,9 @@ impl Drop for Ring {
                 return;
             }
         }
+        // The ring itself goes in the background: the file, and its lock, go now.
+        if let Err(e) = self.ring.submitter().unregister_files() {
+            debug!("io_uring: file not unregistered: {e}");
+        }
     }
 }

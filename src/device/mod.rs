@@ -103,6 +103,8 @@ pub struct Device<M: Medium> {
     memory: GuestMemoryAtomic<GuestMemoryMmap>,
     config: Mutex<ConfigSpace>,
     acked: AtomicU64,
+    /// The front-end is gone: a late kick must not start a queue again.
+    closing: AtomicBool,
     queues: Vec<DeviceQueue<M>>,
 }
 
@@ -138,6 +140,7 @@ impl<M: Medium> Device<M> {
             options,
             memory,
             acked: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
             queues,
         })
     }
@@ -155,8 +158,13 @@ impl<M: Medium> Device<M> {
         u64::from(self.options.limits.queues) + 1
     }
 
-    /// Brings every queue to rest.
-    pub fn stop_all(&self) {
+    /// Brings every queue to rest for good.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        self.stop_all();
+    }
+
+    fn stop_all(&self) {
         for index in 0..self.options.limits.queues {
             self.stop(index);
         }
@@ -228,7 +236,9 @@ impl<M: Medium> Device<M> {
                 control.set_stopped(true);
                 return;
             }
-            let accept = state.is_enabled() && state.get_queue().ready();
+            let accept = state.is_enabled()
+                && state.get_queue().ready()
+                && !self.closing.load(Ordering::Acquire);
             if accept && !worker.is_started() && !self.start(index, &mut worker, control) {
                 return;
             }

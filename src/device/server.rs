@@ -190,7 +190,7 @@ impl Server {
         let ended = daemon.wait();
         stop.set_connection(None);
         // The rings' memory is still mapped: what is in flight can be answered.
-        device.stop_all();
+        device.close();
         match ended {
             Ok(()) => info!("the front-end disconnected"),
             Err(DaemonError::HandleRequest(

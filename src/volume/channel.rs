@@ -15,6 +15,7 @@ use log::{error, warn};
 
 use crate::geometry::{Blocks, Generation, SECTOR_SIZE, Sector, ZoneIndex, ZoneType};
 use crate::keyslot::{KeyCache, KeyId, KeyRef, KeyslotError};
+use crate::limit::LogLimit;
 use crate::request::{Command, Outcome, Span, Status, ZoneAction, blocks_of};
 use crate::store::{Completion, IoBuf, Medium, Op as StoreOp, Store, Token};
 use crate::zone::{Admission, Grant, Released, Ticket, ZoneError};
@@ -30,6 +31,9 @@ const STORE_DEPTH: u32 = 512;
 const DROP_PATIENCE: Duration = Duration::from_secs(60);
 /// What reads of unwritten space are made of.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+static IO_ERRORS: LogLimit = LogLimit::new();
+static KEY_ERRORS: LogLimit = LogLimit::new();
 
 /// One queue's access to a disk. Belongs to one thread.
 #[derive(Debug)]
@@ -331,10 +335,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         } else if op.payload.gather(transfer.offset, buf).is_err() {
             return Err(Status::IoError);
         }
-        let key = self.key(zone, generation).map_err(|e| {
-            error!("{zone}: {e}");
-            Status::IoError
-        })?;
+        let key = self.key(zone, generation).map_err(|e| no_key(zone, &e))?;
         key.encrypt(self.block_len(), first.0, buf)
             .map_err(|_| Status::IoError)
     }
@@ -435,7 +436,9 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         let mut buf = buf;
         let result = match (result, &mut buf) {
             (Err(e), _) => {
-                warn!("{}: input/output error: {e}", piece.zone);
+                if let Some(more) = IO_ERRORS.allow() {
+                    warn!("{}: {e} ({more} more like it)", piece.zone);
+                }
                 Err(Status::IoError)
             }
             (Ok(()), Some(buf)) => self.deliver(&piece, buf),
@@ -464,10 +467,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 .map_err(|_| Status::IoError)?,
             // Reset while the read was under way: an empty zone reads as zeroes.
             Err(KeyslotError::Erased(_)) => buf.fill(0),
-            Err(e) => {
-                error!("{}: {e}", piece.zone);
-                return Err(Status::IoError);
-            }
+            Err(e) => return Err(no_key(piece.zone, &e)),
         }
         let op = self.op(piece.op).ok_or(Status::IoError)?;
         op.payload
@@ -636,6 +636,13 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             .keyslots
             .get(&mut self.keys, id, || table.salt(zone, generation))
     }
+}
+
+fn no_key(zone: ZoneIndex, error: &KeyslotError) -> Status {
+    if let Some(more) = KEY_ERRORS.allow() {
+        error!("{zone}: {error} ({more} more like it)");
+    }
+    Status::IoError
 }
 
 /// How [`Channel::pump`] goes on after a step.

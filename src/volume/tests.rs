@@ -419,7 +419,10 @@ fn a_reset_that_was_cut_off_leaves_the_old_zone_or_the_empty_one() {
             let mut after = Disk::open(forget_boot(control.crash(seed)));
             let found = after.read_zone(1);
             let empty = found.iter().all(|&byte| byte == 0);
-            assert!(empty || found[..data.len()] == data, "step {step} seed {seed}");
+            assert!(
+                empty || found[..data.len()] == data,
+                "step {step} seed {seed}"
+            );
             assert!(step == 1 || empty, "the reset was durable: step {step}");
         }
         control.hold(&[]);
@@ -556,7 +559,9 @@ fn a_record_that_cannot_be_written_fails_the_write_and_the_zone() {
 fn a_large_request_goes_through_in_pieces() {
     let mut disk = Disk::plain();
     let len = 7 * ZONE;
-    let data: Vec<u8> = (0..len).map(|i| (i / 512) as u8 ^ (i / 70_000) as u8).collect();
+    let data: Vec<u8> = (0..len)
+        .map(|i| (i / 512) as u8 ^ (i / 70_000) as u8)
+        .collect();
     let write = Command::Write(span(BLOCK / 512, len));
     assert_eq!(
         disk.run(write, data.clone()).0,

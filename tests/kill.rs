@@ -413,6 +413,20 @@ mod tests {
             f
         }
 
+        /// Writes every conventional block once: what nobody wrote may read as anything.
+        fn fill_in_place(&mut self) {
+            let mut f = self.connect();
+            for worker in &mut self.workers {
+                for i in 0..IN_PLACE {
+                    let stamp = worker.stamp();
+                    let sector = (worker.first_in_place + i) * self.block / 512;
+                    let status = f.queue().write(sector, &stamped(stamp, 1, self.block));
+                    assert_eq!(status, status::OK, "conventional block");
+                    worker.in_place[i as usize].0 = Some(stamp);
+                }
+            }
+        }
+
         /// Load until the kill, which comes at a random moment.
         fn load_and_kill(&mut self) {
             let mut f = self.connect();
@@ -476,6 +490,7 @@ mod tests {
         }
 
         fn run(mut self) {
+            self.fill_in_place();
             let rounds = match std::env::var("ZONEVAULT_ROUNDS") {
                 Ok(text) => text.parse().expect("ZONEVAULT_ROUNDS is a number"),
                 Err(_) => ROUNDS,

@@ -20,7 +20,7 @@ mod tests {
     use crate::common::daemon::{Daemon, Image, Rig};
     use crate::common::frontend::{Frontend, Options, feature};
     use crate::common::queue::QueueError;
-    use crate::common::request::{CONFIG_SIZE, Layout, Request, kind, status};
+    use crate::common::request::{CONFIG_SIZE, Cut, Layout, Request, kind, status};
     use crate::common::wire::{Wire, WireError, longs};
 
     const ZONED: [&str; 10] = [
@@ -297,6 +297,9 @@ mod tests {
             feature::PROTOCOL_FEATURES,
         ] {
             for slots in [false, true] {
+                if slots && dropped == feature::PROTOCOL_FEATURES {
+                    continue;
+                }
                 let options = Options {
                     memory_slots: slots,
                     ..Options::without(dropped)
@@ -365,9 +368,13 @@ mod tests {
             };
             let mut f = Frontend::open_with(&rig.socket(), options);
             for _ in 0..2 * queue_size {
-                let done = f
-                    .queue()
-                    .call_as(&Request::read(0, 512), &Layout::indirect());
+                // An indirect table may not be longer than the ring either: two buffers do.
+                let layout = Layout {
+                    writable: Cut::Whole,
+                    indirect: true,
+                    ..Layout::default()
+                };
+                let done = f.queue().call_as(&Request::read(0, 4096), &layout);
                 assert_eq!(done.status(), status::OK);
             }
         }
@@ -423,9 +430,13 @@ mod tests {
                 assert_ne!(status, status::OK, "read");
                 assert!(!data.contains(&0x5a), "data came back");
                 assert_ne!(f.queue().write(0, &[1; 4096]), status::OK, "write");
+                let append = Request::append(0, &[1; 4096], 16);
+                let report = Request::report(0, 4096);
+                for data_request in [append, report] {
+                    let status = f.queue().call(&data_request).status();
+                    assert_eq!(status, status::UNSUPP, "append, report");
+                }
                 for zone_request in [
-                    kind::ZONE_APPEND,
-                    kind::ZONE_REPORT,
                     kind::ZONE_OPEN,
                     kind::ZONE_CLOSE,
                     kind::ZONE_FINISH,

@@ -6,7 +6,8 @@
 //! FINISH takes EMPTY and CLOSED zones to FULL and needs the slot that a write would need (as null_blk); a zone that is
 //! FULL has no write pointer, so writing it is INVALID_CMD, never UNALIGNED_WP; zero-length IN and OUT, and ones past
 //! the capacity of the disk, are IOERR; a read-only disk answers IOERR to whatever would change it; unwritten sectors
-//! read as zeroes; a report past the capacity is INVALID_CMD.
+//! of sequential zones read as zeroes, those of conventional ones as anything; a report past the capacity is
+//! INVALID_CMD.
 
 use crate::common::request::{SECTOR, ZoneInfo, status, zone_type};
 
@@ -206,7 +207,13 @@ impl Model {
             return (vec![status::INVALID_CMD], &[]);
         }
         let at = index(sector * SECTOR);
-        (OK.to_vec(), &self.data[at..at + len])
+        let data = &self.data[at..at + len];
+        let block = self.geometry.block;
+        if sector.is_multiple_of(block) && sectors.is_multiple_of(block) {
+            return (OK.to_vec(), data);
+        }
+        // Parts of blocks: a question that the block tests ask on their own.
+        (vec![status::OK, status::IOERR], data)
     }
 
     fn store(&mut self, sector: u64, data: &[u8]) {
@@ -218,15 +225,17 @@ impl Model {
     fn write_errors(&self, zone: usize, sector: u64, sectors: u64) -> Verdict {
         let g = &self.geometry;
         let z = &self.zones[zone];
-        if z.state == State::Full {
-            return vec![status::INVALID_CMD];
-        }
         let mut errors = Vec::new();
+        let aligned = sector.is_multiple_of(g.block) && sectors.is_multiple_of(g.block);
+        if !aligned {
+            errors.push(status::UNALIGNED_WP);
+        }
+        if z.state == State::Full {
+            errors.push(status::INVALID_CMD);
+            return errors;
+        }
         let offset = sector - self.start(zone);
-        if offset != z.written
-            || !sector.is_multiple_of(g.block)
-            || !sectors.is_multiple_of(g.block)
-        {
+        if aligned && offset != z.written {
             errors.push(status::UNALIGNED_WP);
         }
         if offset + sectors > g.zone_capacity {
@@ -281,7 +290,7 @@ impl Model {
 
     /// What appending may answer, with the sector of a good append, which is done.
     pub fn append(&mut self, sector: u64, data: &[u8]) -> (Verdict, u64) {
-        let sectors = data.len() as u64 / SECTOR;
+        let sectors = (data.len() as u64).div_ceil(SECTOR);
         if self.read_only {
             return (vec![status::IOERR], 0);
         }

@@ -257,7 +257,7 @@ fn geometry(args: &CreateArgs) -> Result<Geometry, CliError> {
     };
     let geometry = spec
         .validate()
-        .map_err(|error| CliError::Usage(explain(error)))?;
+        .map_err(|error| CliError::Usage(explain(args, error)))?;
     if let Some(purpose) = args.purpose {
         purpose.check(&geometry).map_err(CliError::Usage)?;
     }
@@ -265,8 +265,13 @@ fn geometry(args: &CreateArgs) -> Result<Geometry, CliError> {
 }
 
 /// The reason, with the nearest figure that would do where there is one.
-fn explain(error: GeometryError) -> String {
+fn explain(args: &CreateArgs, error: GeometryError) -> String {
     match error {
+        GeometryError::NoSequentialZone { .. } if args.zoned.conventional.is_none() => format!(
+            "{} is too small for the conventional zones that this file system needs: choose a \
+             larger --size",
+            show_size(args.size)
+        ),
         GeometryError::SizeMultiple { size, zone } => {
             let below = size / zone * zone;
             let next = if below == 0 { zone } else { below };
@@ -346,11 +351,14 @@ pub(super) fn describe(geometry: &Geometry) -> String {
     } else {
         format!(" (capacity {})", show_size(capacity))
     };
+    let conventional = match geometry.conventional() {
+        0 => String::new(),
+        count => format!(", {count} of them conventional"),
+    };
     format!(
-        "a host-managed disk of {size}, {} zones of {}{capacity}, {} of them conventional",
+        "a host-managed disk of {size}, {} zones of {}{capacity}{conventional}",
         geometry.zones(),
         show_size(geometry.zone_size()),
-        geometry.conventional()
     )
 }
 
@@ -361,7 +369,7 @@ pub(super) fn describe_limits(geometry: &Geometry) -> String {
         count => count.to_string(),
     };
     format!(
-        "max open {}, max active {}, max append {}",
+        "open zones: {}, active zones: {}, append: up to {}",
         limit(geometry.max_open()),
         limit(geometry.max_active()),
         show_size(geometry.max_append())

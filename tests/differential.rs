@@ -160,7 +160,7 @@ mod tests {
                     };
                     let mut len = self.length(most);
                     let mut sector = sector;
-                    if zone < g.conventional as usize {
+                    if sector < g.conventional * g.zone_size {
                         // Parts of blocks in place are a question that the block tests ask.
                         sector = sector / g.block * g.block;
                         len = len.next_multiple_of(g.block as usize * 512);

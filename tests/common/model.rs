@@ -203,17 +203,23 @@ impl Model {
         let Some(zones) = self.touched(sector, sectors) else {
             return (vec![status::IOERR], &[]);
         };
+        // Whether parts of blocks may be refused is a question that the block tests ask on their own.
+        let mut verdict = Vec::new();
+        if !self.whole_blocks(sector, sectors) {
+            verdict.push(status::IOERR);
+        }
         if zones.start() != zones.end() && zones.clone().any(|z| self.is_sequential(z)) {
-            return (vec![status::INVALID_CMD], &[]);
+            verdict.push(status::INVALID_CMD);
+            return (verdict, &[]);
         }
+        verdict.push(status::OK);
         let at = index(sector * SECTOR);
-        let data = &self.data[at..at + len];
+        (verdict, &self.data[at..at + len])
+    }
+
+    fn whole_blocks(&self, sector: u64, sectors: u64) -> bool {
         let block = self.geometry.block;
-        if sector.is_multiple_of(block) && sectors.is_multiple_of(block) {
-            return (OK.to_vec(), data);
-        }
-        // Parts of blocks: a question that the block tests ask on their own.
-        (vec![status::OK, status::IOERR], data)
+        sector.is_multiple_of(block) && sectors.is_multiple_of(block)
     }
 
     fn store(&mut self, sector: u64, data: &[u8]) {
@@ -226,7 +232,7 @@ impl Model {
         let g = &self.geometry;
         let z = &self.zones[zone];
         let mut errors = Vec::new();
-        let aligned = sector.is_multiple_of(g.block) && sectors.is_multiple_of(g.block);
+        let aligned = self.whole_blocks(sector, sectors);
         if !aligned {
             errors.push(status::UNALIGNED_WP);
         }
@@ -280,6 +286,8 @@ impl Model {
         }
         if self.is_sequential(first) {
             errors.extend(self.write_errors(first, sector, sectors));
+        } else if !self.whole_blocks(sector, sectors) {
+            errors.push(status::IOERR);
         }
         if errors.is_empty() {
             self.advance(first, data);

@@ -709,3 +709,79 @@ fn errors_of_the_kernel_come_back_with_the_buffer() {
         assert!(medium.write_at(0, b"x").is_err());
     }
 }
+
+/// Figures, not a test: `cargo test --release --test store -- --ignored --nocapture iops`.
+#[test]
+#[ignore = "measures for half a minute; prints IOPS of one thread"]
+fn iops() {
+    const SIZE: u64 = 1 << 30;
+    const TIME: Duration = Duration::from_secs(3);
+    let disk = on_disk();
+    let dirs = [
+        ("tmpfs, page cache", on_tmpfs(), Cache::Writeback),
+        ("disk, direct", Some(disk), Cache::Direct),
+    ];
+    for (what, dir, cache) in dirs {
+        let Some(dir) = dir else { continue };
+        let mut medium = FileMedium::create(&dir.path().join("image"), SIZE, false).unwrap();
+        for at in (0..SIZE).step_by(1 << 20) {
+            medium.write_at(at, &vec![0x5c; 1 << 20]).unwrap();
+        }
+        medium.sync().unwrap();
+        medium.enable_data(cache, BLOCK).unwrap();
+        for (name, size, depth) in [("4K", 4096, 1), ("4K", 4096, 32), ("128K", 128 << 10, 16)] {
+            for writes in [false, true] {
+                let rate = measure(&medium, SIZE, size, depth, writes, TIME);
+                let kind = if writes { "write" } else { "read" };
+                println!(
+                    "{what} (direct: {}): {name} random {kind} QD {depth}: {:.0} kIOPS, {:.0} MiB/s",
+                    medium.is_direct(),
+                    rate / 1e3,
+                    rate * f64::from(size) / f64::from(1 << 20),
+                );
+            }
+        }
+    }
+}
+
+/// Operations a second with `depth` in flight, as a worker drives a store: sleeping in epoll when there is nothing.
+fn measure(
+    medium: &FileMedium,
+    len: u64,
+    size: u32,
+    depth: u32,
+    writes: bool,
+    time: Duration,
+) -> f64 {
+    let mut rng = Rng::new(1);
+    let mut channel = Channel::new(medium.open_store(depth).unwrap(), Waiting::Epoll);
+    let mut idle: Vec<IoBuf> = (0..depth)
+        .map(|_| IoBuf::new(usize::try_from(size).unwrap()))
+        .collect();
+    let mut done = Vec::with_capacity(depth as usize);
+    let mut count = 0u32;
+    let start = Instant::now();
+    while start.elapsed() < time {
+        while let Some(buf) = idle.pop() {
+            let offset = rng.below(len / u64::from(size)) * u64::from(size);
+            let op = match writes {
+                true => Op::Write { offset, buf },
+                false => Op::Read { offset, buf },
+            };
+            channel.store.submit(op, 0);
+        }
+        channel.store.kick();
+        channel.store.reap(&mut done);
+        if done.is_empty() {
+            done.append(&mut channel.some());
+        }
+        for completion in done.drain(..) {
+            completion.result.unwrap();
+            idle.extend(completion.buf);
+            count += 1;
+        }
+    }
+    let rate = f64::from(count) / start.elapsed().as_secs_f64();
+    channel.all();
+    rate
+}

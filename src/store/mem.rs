@@ -37,6 +37,8 @@ mod disk;
 mod draw;
 mod fault;
 mod image;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::io;
@@ -188,9 +190,10 @@ impl Store for MemStore {
 
     fn reap(&mut self, done: &mut Vec<Completion>) {
         let before = done.len();
-        // Cleared first: what is completed after that raises it again.
+        let mut disk = self.medium.shared.disk.lock();
         self.event.clear();
-        self.medium.shared.disk.lock().collect(self.id, done);
+        disk.collect(self.id, done);
+        drop(disk);
         self.in_flight -= done.len() - before;
     }
 

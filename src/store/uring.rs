@@ -476,3 +476,132 @@ impl Drop for Ring {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(op: Op) -> Slot {
+        Slot {
+            op: Some(op),
+            token: 1,
+            done: 0,
+            retries: 0,
+        }
+    }
+
+    fn read() -> Slot {
+        slot(Op::Read {
+            offset: 0,
+            buf: IoBuf::new(8192),
+        })
+    }
+
+    fn failure(verdict: Verdict) -> io::Error {
+        match verdict {
+            Verdict::Finished(Err(e)) => e,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_short_transfer_goes_on_where_it_stopped() {
+        let mut slot = read();
+        assert!(matches!(judge(&mut slot, 4096, 512), Verdict::GoesOn));
+        assert_eq!(slot.done, 4096);
+        // Not at a multiple of the alignment: from the last one on.
+        assert!(matches!(judge(&mut slot, 1000, 512), Verdict::GoesOn));
+        assert_eq!(slot.done, 4096 + 512);
+        let rest = 8192 - 4096 - 512;
+        assert!(matches!(
+            judge(&mut slot, rest, 512),
+            Verdict::Finished(Ok(()))
+        ));
+
+        let mut slot = read();
+        assert!(matches!(judge(&mut slot, 1, 1), Verdict::GoesOn));
+        assert_eq!(slot.done, 1);
+    }
+
+    #[test]
+    fn the_end_of_the_image_is_no_success() {
+        let mut slot = read();
+        assert!(matches!(judge(&mut slot, 4096, 512), Verdict::GoesOn));
+        let e = failure(judge(&mut slot, 0, 512));
+        assert_eq!(e.kind(), io::ErrorKind::UnexpectedEof);
+        let e = failure(judge(&mut read(), 100, 512));
+        assert_eq!(e.kind(), io::ErrorKind::UnexpectedEof);
+        let mut write = slot_of_write();
+        let e = failure(judge(&mut write, 0, 512));
+        assert_eq!(e.kind(), io::ErrorKind::WriteZero);
+    }
+
+    fn slot_of_write() -> Slot {
+        slot(Op::Write {
+            offset: 0,
+            buf: IoBuf::new(4096),
+        })
+    }
+
+    #[test]
+    fn what_passes_is_tried_again_within_bounds() {
+        for errno in [libc::EINTR, libc::EAGAIN] {
+            let mut slot = read();
+            for _ in 0..MAX_RETRIES {
+                assert!(matches!(judge(&mut slot, -errno, 512), Verdict::GoesOn));
+            }
+            let e = failure(judge(&mut slot, -errno, 512));
+            assert_eq!(e.raw_os_error(), Some(errno));
+        }
+        let e = failure(judge(&mut slot_of_write(), -libc::ENOSPC, 512));
+        assert_eq!(e.raw_os_error(), Some(libc::ENOSPC));
+    }
+
+    #[test]
+    fn a_medium_without_deallocation_has_followed_the_hint() {
+        let gone = || slot(Op::Deallocate { offset: 0, len: 1 });
+        let verdict = judge(&mut gone(), -libc::EOPNOTSUPP, 512);
+        assert!(matches!(verdict, Verdict::Finished(Ok(()))));
+        let e = failure(judge(&mut gone(), -libc::EIO, 512));
+        assert_eq!(e.raw_os_error(), Some(libc::EIO));
+        let e = failure(judge(&mut slot(Op::Sync), -libc::EOPNOTSUPP, 512));
+        assert_eq!(e.raw_os_error(), Some(libc::EOPNOTSUPP));
+    }
+
+    #[test]
+    fn a_ring_of_another_thread_fails_what_it_is_given_and_keeps_what_it_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = std::fs::File::create_new(dir.path().join("image")).unwrap();
+        let owner = file.try_clone().unwrap();
+        let data = Arc::new(Data::new(file, super::super::channel::Way::Cached, owner));
+        let mut ring = match Ring::new(data, 4) {
+            Ok(ring) => ring,
+            Err(e) => return println!("skipped: no io_uring: {e}"),
+        };
+        if !ring.ring.params().is_setup_single_issuer() {
+            return println!("skipped: this kernel ties no ring to a thread");
+        }
+        ring.submit(Op::Sync, 1, 0);
+        ring.kick();
+        let mut done = Vec::new();
+        while done.is_empty() {
+            ring.wait(Duration::from_secs(60));
+            ring.reap(&mut done);
+        }
+        let elsewhere = std::thread::spawn(move || {
+            for token in 2..12 {
+                ring.submit(Op::Sync, token, 0);
+            }
+            ring.kick();
+            let mut done = Vec::new();
+            ring.reap(&mut done);
+            assert_eq!((done.len(), ring.in_flight()), (10, 0));
+            assert!(done.iter().all(|completion| completion.result.is_err()));
+            ring.submit(Op::Sync, 12, 0);
+            done.clear();
+            ring.reap(&mut done);
+            assert_eq!(done.len(), 1);
+        });
+        elsewhere.join().unwrap();
+    }
+}

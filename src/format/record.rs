@@ -43,8 +43,8 @@ const MAC: Field<96, 32> = Field;
 /// | 2 | 2 | flags, 0 |
 /// | 4 | 4 | zone index |
 /// | 8 | 8 | sequence number |
-/// | 16 | 8 | blocks written |
-/// | 24 | 8 | blocks durable |
+/// | 16 | 8 | blocks written, from the start of the zone; 0 in a conventional zone |
+/// | 24 | 8 | blocks durable; 0 in a conventional zone |
 /// | 32 | 8 | generation |
 /// | 40 | 8 | epoch |
 /// | 48 | 32 | salt of the zone key |

@@ -121,8 +121,8 @@ impl fmt::Debug for MacKey {
 ///
 /// Extract runs over the zone's salt, so that without the salt the volume key is worth nothing:
 /// whoever overwrites the salt has erased the zone. Expand binds the key to its volume, zone and
-/// generation: `info = "zonevault 1 zone key" || uuid || zone (LE32) || generation (LE64)`. A zone's
-/// key is as long as its cipher's keys are, and its first half is Key 1 of XTS.
+/// generation: `info = "zonevault 1 zone key" || uuid || zone (LE32) || generation (LE64)`. A
+/// zone's key is as long as its cipher's keys are, and its first half is Key 1 of XTS.
 pub fn derive_zone_key(
     volume_key: &VolumeKey,
     uuid: &Uuid,

@@ -1,9 +1,15 @@
 //! Tweak arithmetic and whitening in AVX-512 registers, fused with the rounds of the crate `aes`.
 //!
-//! A batch of 64 cipher blocks is loaded, whitened, encrypted, whitened and stored without touching
-//! memory in between: [`load`], [`add`] and [`store`] need no feature that the crate's AVX-512
-//! function lacks, so that they are inlined there. The tweaks of the batch come from a function of
-//! its own, which may then use carry-less multiplication.
+//! Blocks are loaded, whitened, encrypted, whitened and stored without touching memory in between:
+//! [`load`], [`add`] and [`store`] need no feature that the crate's AVX-512 function lacks, so that
+//! they are inlined there. The tweaks come from a function of its own, which may then use carry-less
+//! multiplication.
+//!
+//! The crate's batch is 64 blocks, in 16 registers. With 15 round keys beside them nothing is left
+//! for tweaks, and the compiler falls back to two registers at a time, which a core whose other
+//! thread is busy cannot keep filled. Eight registers leave room, and eight are enough to hide the
+//! latency of the rounds: so half a batch is given, and the rounds of the half that is not there are
+//! optimised away, because its result is used nowhere.
 #![expect(
     unsafe_code,
     reason = "vector loads and stores, and calls of functions that need a CPU feature"
@@ -18,8 +24,14 @@ use aes::cipher::typenum::Unsigned;
 use super::tweak::{GROUP_BLOCKS, Group, REDUCTION, TweakUnit, Tweaks, Walk};
 use super::xts::{Engine, Rounds, staged};
 
-/// Groups in a batch of the crate's AVX-512 backend: 64 blocks fill half of the 32 registers.
-const BATCH: usize = 8;
+/// Blocks in a batch of the crate's AVX-512 backend.
+const BATCH_BLOCKS: usize = 64;
+
+/// Groups that go through the rounds together: half a batch.
+const FUSED: usize = BATCH_BLOCKS / GROUP_BLOCKS / 2;
+
+/// Groups whose tweaks are made together: so many that [`times_x64`] leads to those of the next.
+const AHEAD: usize = 8;
 
 /// A group of tweaks, four in a register.
 type Vectors = [__m512i; 2];
@@ -66,43 +78,41 @@ impl TweakUnit for Avx512 {
 impl Engine for Avx512 {
     #[inline(always)]
     fn run<R: Rounds>(self, rounds: &R, walk: Walk<'_>, data: &mut [Group]) {
-        if R::Batch::USIZE == BATCH * GROUP_BLOCKS {
+        if R::Batch::USIZE == BATCH_BLOCKS {
             fused(self, rounds, walk, data);
         } else {
-            staged::<_, _, BATCH>(self, rounds, walk, data);
+            staged::<_, _, AHEAD>(self, rounds, walk, data);
         }
     }
 }
 
 #[inline(always)]
 fn fused<R: Rounds>(unit: Avx512, rounds: &R, mut walk: Walk<'_>, data: &mut [Group]) {
-    let mut tweaks = Tweaks::<BATCH>::default();
-    let (batches, tail) = data.as_chunks_mut::<BATCH>();
-    for batch in batches {
+    let mut tweaks = Tweaks::<AHEAD>::default();
+    for data in data.chunks_mut(AHEAD) {
         unit.fill(&mut walk, &mut tweaks.0);
-        fused_batch(unit, rounds, batch, &tweaks.0);
+        let (tweaks, _) = tweaks.0.as_chunks();
+        let (whole, rest) = data.as_chunks_mut();
+        for (groups, tweaks) in whole.iter_mut().zip(tweaks) {
+            fused_rounds(unit, rounds, groups, tweaks);
+        }
+        if let Some(tweaks) = tweaks.get(whole.len())
+            && !rest.is_empty()
+        {
+            let mut padded = [Group::default(); FUSED];
+            padded[..rest.len()].copy_from_slice(rest);
+            fused_rounds(unit, rounds, &mut padded, tweaks);
+            rest.copy_from_slice(&padded[..rest.len()]);
+        }
     }
-    if tail.is_empty() {
-        return;
-    }
-    unit.fill(&mut walk, &mut tweaks.0);
-    // Half a batch is a lone block of 512 bytes: with the length known, the rounds of the half that
-    // is not there are optimised away.
-    if let Ok(half) = <&mut [Group; BATCH / 2]>::try_from(&mut *tail) {
-        return fused_batch(unit, rounds, half, &tweaks.0);
-    }
-    let mut padded = [Group::default(); BATCH];
-    padded[..tail.len()].copy_from_slice(tail);
-    fused_batch(unit, rounds, &mut padded, &tweaks.0);
-    tail.copy_from_slice(&padded[..tail.len()]);
 }
 
 #[inline(always)]
-fn fused_batch<R: Rounds, const N: usize>(
+fn fused_rounds<R: Rounds>(
     unit: Avx512,
     rounds: &R,
-    groups: &mut [Group; N],
-    tweaks: &[Group; BATCH],
+    groups: &mut [Group; FUSED],
+    tweaks: &[Group; FUSED],
 ) {
     // The compiler keeps all of this in registers.
     let mut batch = Array::<Block, R::Batch>::default();
@@ -119,8 +129,8 @@ fn fused_batch<R: Rounds, const N: usize>(
 
 #[target_feature(enable = "avx512f,avx512bw,vpclmulqdq")]
 fn fill(walk: &mut Walk<'_>, tweaks: &mut [Group]) {
-    if tweaks.len() == BATCH && walk.stays_in_unit(BATCH) {
-        walk.skip(BATCH);
+    if tweaks.len() == AHEAD && walk.stays_in_unit(AHEAD) {
+        walk.skip(AHEAD);
         for group in tweaks {
             let next = load(group).map(|t| times_x64(t));
             store(next, group);
@@ -156,8 +166,8 @@ fn times_x8(t: __m512i) -> __m512i {
     _mm512_xor_si512(_mm512_bslli_epi128::<1>(t), reduced)
 }
 
-/// Every lane times `x^64`: from the tweaks of a batch to those of the next, none of them waiting
-/// for another. The high half falls off; reduced it has 71 bits, so that it cannot overflow again.
+/// Every lane times `x^64`: from the tweaks of [`AHEAD`] groups to those of the next, none of them
+/// waiting for another. The high half falls off; reduced it has 71 bits, and cannot overflow again.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,vpclmulqdq")]
 fn times_x64(t: __m512i) -> __m512i {

@@ -2,11 +2,12 @@
 //!
 //! Every key of a disk comes from one random *volume key* by HKDF-SHA512 (RFC 5869) under a label
 //! of its own. Secrets live in boxes that are wiped when dropped and are never printed: `Debug`
-//! names them and nothing more. [`harden_process`] keeps them out of core dumps.
+//! names them and nothing more. [`harden_process`] keeps them out of core dumps, [`keep_from_swap`]
+//! out of swap.
 #![expect(
     unsafe_code,
-    reason = "prctl, setrlimit, geteuid and taking over an inherited descriptor have no safe form \
-              in the standard library"
+    reason = "prctl, setrlimit, mlock, geteuid and taking over an inherited descriptor have no \
+              safe form in the standard library"
 )]
 
 use std::fmt;
@@ -56,7 +57,9 @@ impl VolumeKey {
 
     /// A key of zeroes to be filled in place, so that no copy is left elsewhere.
     pub(crate) fn zeroed() -> Self {
-        Self(Box::new([0; VOLUME_KEY_LEN]))
+        let key = Self(Box::new([0; VOLUME_KEY_LEN]));
+        keep_from_swap(key.0.as_slice());
+        key
     }
 
     /// The key's bytes.
@@ -167,6 +170,7 @@ impl KeyMaterial {
     /// behind. Content past `limit` bytes is an error.
     fn read(mut source: impl Read, limit: usize, name: &str) -> Result<Self, SecretError> {
         let mut bytes = Zeroizing::new(vec![0; limit + 1]);
+        keep_from_swap(&bytes);
         let mut filled = 0;
         while filled < bytes.len() {
             match source.read(&mut bytes[filled..]) {
@@ -293,6 +297,19 @@ pub fn harden_process() {
     };
     if results.contains(&-1) {
         log::warn!("core dumps could not be turned off: a crash may write keys to disk");
+    }
+}
+
+/// Locks the pages under `bytes` into memory, for good: other secrets may share them, so nothing
+/// unlocks them but the end of the process. Best effort, within RLIMIT_MEMLOCK.
+pub fn keep_from_swap(bytes: &[u8]) {
+    // SAFETY: mlock reads and writes nothing; the range is that of a live slice.
+    let result = unsafe { libc::mlock(bytes.as_ptr().cast(), bytes.len()) };
+    if result == -1 {
+        log::debug!(
+            "a key could not be locked into memory: {}",
+            io::Error::last_os_error()
+        );
     }
 }
 

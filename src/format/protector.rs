@@ -94,7 +94,7 @@ impl fmt::Display for Argon2Cost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "argon2id, {} MiB, {} passes, {} lanes",
+            "argon2id, {} MiB, time {}, lanes {}",
             self.memory_kib >> 10,
             self.passes,
             self.lanes

@@ -13,6 +13,7 @@ CASES=(
     "fio-7.3            fio zbd verify: psync, libaio, io_uring; depth 1 and 32; 1 and 4 jobs"
     "fio-6.12           the same, aes-128-xts, one queue"
     "dm-crypt-7.3       LUKS2 in the guest on top, btrfs on that"
+    "reads-image-7.3    dm-crypt in the guest, with a zone's key, reads what lies in the image"
     "plain-7.3          no zones, stock front-end: ext4, fio, discard, zeroes, daemon restart"
     "plain-6.12         the same"
     "zones-hidden       a zoned disk behind a front-end that hides zones refuses I/O and says why"
@@ -92,6 +93,30 @@ case_dm_crypt_v7.3() {
     disk_serve
     guest dm-crypt --kernel 7.3 --memory 1024
     disk_stop
+}
+
+# reads_image KERNEL OPTION...: the guest writes to our disk and sees its image as a second disk.
+reads_image() {
+    local kernel=$1 reader=() zone tables=()
+    shift
+    "$REPO/tests/vectors/fetch"
+    disk_create --size 128M --zone-size 8M --zone-capacity 6M --conventional 2 "$@"
+    reader=("$CACHE/openssl-venv/bin/python" "$REPO/tests/reader/zvread.py" "$STATE/disk.img")
+    reader+=(--key-file "$STATE/key" --dm-table DEVICE)
+    for zone in 0 3; do
+        tables+=(--env "TABLE_$zone=$("${reader[@]}" --zone "$zone")")
+    done
+    disk_serve
+    "$REPO/qemu/run" --socket "$SOCKET" --timeout "$BOOT_TIMEOUT" --kernel "$kernel" "${tables[@]}" \
+        --file "$HERE/in:tests" --script "$REPO/tests/reader/dm-crypt.sh" -- \
+        -drive "if=none,id=image,file=$STATE/disk.img,format=raw,read-only=on,file.locking=off" \
+        -device virtio-blk-pci,drive=image,serial=image
+    disk_stop
+}
+case_reads_image_v7.3() {
+    reads_image 7.3
+    rm "$STATE/disk.img" "$STATE/key"
+    reads_image 7.3 --block-size 512 --cipher aes-128-xts
 }
 
 plain() {

@@ -298,6 +298,13 @@ class Image:
         record = self.zones[zone]
         return record["capacity"] if record["conventional"] else record["written"]
 
+    def dm_table(self, key, zone, device):
+        """The line for dmsetup that maps a zone of the image on `device` to plaintext, key and all."""
+        offset, length = self.places[zone]
+        options = "" if self.header.block == 512 else " 2 sector_size:4096 iv_large_sectors"
+        table = f"0 {length // 512} crypt aes-xts-plain64 {key.hex()} 0"
+        return f"{table} {device} {offset // 512}{options}"
+
     def facts(self):
         header = self.header
         return {
@@ -329,14 +336,14 @@ def arguments():
     parser.add_argument("--json", action="store_true", help="facts and zones as JSON")
     parser.add_argument("--zone", type=int, help="the zone that the options below mean")
     parser.add_argument("--out", type=Path, help="decrypt the zone (or the disk) into this file")
-    parser.add_argument("--show-zone-key", action="store_true", help="print it in hexadecimal")
+    parser.add_argument("--dm-table", metavar="DEVICE", help="print the zone as dm-crypt's table")
     parser.add_argument("--whole", action="store_true", help="decrypt past what was written")
     parser.add_argument("--salt", type=bytes.fromhex, help="take this, not the record's")
     parser.add_argument("--generation", type=int, help="take this, not the record's")
     args = parser.parse_args()
-    extra = args.show_zone_key or args.whole or args.salt or args.generation is not None
+    extra = args.dm_table or args.whole or args.salt or args.generation is not None
     if args.zone is None and extra:
-        parser.error("--show-zone-key, --whole, --salt and --generation need --zone")
+        parser.error("--dm-table, --whole, --salt and --generation need --zone")
     return args
 
 
@@ -358,8 +365,8 @@ def read_zone(image, args):
     salt = args.salt or bytes.fromhex(record["salt"])
     generation = record["generation"] if args.generation is None else args.generation
     key = image.zone_key(args.zone, salt, generation)
-    if args.show_zone_key:
-        print(key.hex())
+    if args.dm_table:
+        print(image.dm_table(key, args.zone, args.dm_table))
     if args.out:
         blocks = record["capacity"] if args.whole else image.held(args.zone)
         with open(args.out, "wb") as out:

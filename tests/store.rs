@@ -731,10 +731,11 @@ fn iops() {
         medium.enable_data(cache, BLOCK).unwrap();
         for (name, size, depth) in [("4K", 4096, 1), ("4K", 4096, 32), ("128K", 128 << 10, 16)] {
             for writes in [false, true] {
-                let rate = measure(&medium, SIZE, size, depth, writes, TIME);
+                let (rate, cpu) = measure(&medium, SIZE, size, depth, writes, TIME);
                 let kind = if writes { "write" } else { "read" };
                 println!(
-                    "{what} (direct: {}): {name} random {kind} QD {depth}: {:.0} kIOPS, {:.0} MiB/s",
+                    "{what} (direct: {}): {name} random {kind} QD {depth}: {:.1} kIOPS, {:.0} MiB/s, \
+                     {cpu:.2} us of CPU each",
                     medium.is_direct(),
                     rate / 1e3,
                     rate * f64::from(size) / f64::from(1 << 20),
@@ -744,7 +745,14 @@ fn iops() {
     }
 }
 
-/// Operations a second with `depth` in flight, as a worker drives a store: sleeping in epoll when there is nothing.
+/// Nanoseconds that this thread has run, which other load on the machine changes little.
+fn cpu_time() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    text.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// Operations a second with `depth` in flight, and the CPU time of one in microseconds, as a worker drives a store:
+/// sleeping in epoll when there is nothing.
 fn measure(
     medium: &FileMedium,
     len: u64,
@@ -752,7 +760,7 @@ fn measure(
     depth: u32,
     writes: bool,
     time: Duration,
-) -> f64 {
+) -> (f64, f64) {
     let mut rng = Rng::new(1);
     let mut channel = Channel::new(medium.open_store(depth).unwrap(), Waiting::Epoll);
     let mut idle: Vec<IoBuf> = (0..depth)
@@ -760,7 +768,7 @@ fn measure(
         .collect();
     let mut done = Vec::with_capacity(depth as usize);
     let mut count = 0u32;
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), cpu_time());
     while start.elapsed() < time {
         while let Some(buf) = idle.pop() {
             let offset = rng.below(len / u64::from(size)) * u64::from(size);
@@ -782,6 +790,7 @@ fn measure(
         }
     }
     let rate = f64::from(count) / start.elapsed().as_secs_f64();
+    let cpu = (cpu_time() - cpu) / f64::from(count) / 1e3;
     channel.all();
-    rate
+    (rate, cpu)
 }

@@ -43,116 +43,162 @@ mod tests {
         assert!(after == before, "{what}: the disk changed");
     }
 
-    #[test]
-    fn malformed_chains_are_refused_and_harmless() {
+    /// The buffers of hand-made requests: a write and a read of the first block.
+    struct Parts {
+        write: Span,
+        read: Span,
+        data: Span,
+        space: Span,
+        status: Span,
+    }
+
+    impl Parts {
+        fn new(q: &Queue) -> Self {
+            Self {
+                write: q.buffer(&Request::new(kind::OUT, 0).readable),
+                read: q.buffer(&Request::new(kind::IN, 0).readable),
+                data: q.buffer(&[0x22; 4096]),
+                space: q.buffer(&[POISON; 4096]),
+                status: q.buffer(&[POISON]),
+            }
+        }
+    }
+
+    type Cases = Vec<(&'static str, Vec<RawDescriptor>)>;
+
+    /// Runs hand-made chains on a plain disk: none may succeed or change anything.
+    fn all_refused(make: impl Fn(&Parts) -> Cases) {
         let rig = Rig::new(&PLAIN, &[]);
         let mut f = Frontend::open(&rig.socket());
         assert_eq!(f.queue().write(0, &[0x11; 4096]), status::OK);
-        let q = f.queue();
-        let header = q.buffer(&Request::new(kind::OUT, 0).readable);
-        let read_header = q.buffer(&Request::new(kind::IN, 0).readable);
-        let data = q.buffer(&[0x22; 4096]);
-        let space = q.buffer(&[POISON; 4096]);
-        let status_byte = q.buffer(&[POISON]);
-        let short = Span::new(header.start, 7);
+        let parts = Parts::new(f.queue());
+        for (what, chain) in make(&parts) {
+            f.ram.write(parts.status.start, &[POISON]);
+            refused(&mut f, what, &chain);
+            let status = f.ram.read(parts.status)[0];
+            assert_ne!(status, status::OK, "{what}");
+        }
+    }
+
+    #[test]
+    fn chains_of_a_wrong_shape_are_refused_and_harmless() {
+        let (n, w) = (DESC_NEXT, DESC_WRITE);
+        all_refused(|parts| {
+            let Parts {
+                write: header,
+                read: read_header,
+                data,
+                space,
+                status: status_byte,
+            } = *parts;
+            let short = Span::new(header.start, 7);
+            vec![
+                ("no status", vec![raw(header, n, 1), raw(data, 0, 0)]),
+                ("header alone", vec![raw(header, 0, 0)]),
+                ("short header alone", vec![raw(short, 0, 0)]),
+                (
+                    "short header with a status",
+                    vec![raw(short, n, 1), raw(status_byte, w, 0)],
+                ),
+                ("status alone", vec![raw(status_byte, w, 0)]),
+                (
+                    "data after the status",
+                    vec![
+                        raw(header, n, 1),
+                        raw(status_byte, n | w, 2),
+                        raw(data, 0, 0),
+                    ],
+                ),
+                (
+                    "header after the status",
+                    vec![raw(status_byte, n | w, 1), raw(header, 0, 0)],
+                ),
+                (
+                    "read without room for a status",
+                    vec![raw(read_header, n, 1), raw(data, 0, 0)],
+                ),
+                ("loop of one", vec![raw(header, n, 0)]),
+                ("loop of two", vec![raw(header, n, 1), raw(data, n, 0)]),
+                (
+                    "loop of writable descriptors",
+                    vec![raw(read_header, n, 1), raw(space, n | w, 1)],
+                ),
+                (
+                    "next past the table",
+                    vec![RawDescriptor {
+                        next: Next::Index(500),
+                        ..raw(header, n, 0)
+                    }],
+                ),
+            ]
+        });
+    }
+
+    #[test]
+    fn chains_outside_of_memory_are_refused_and_harmless() {
+        let (n, w) = (DESC_NEXT, DESC_WRITE);
         let nowhere = Span::new(0x10, 4096);
         let over_the_end = Span::new(0x1_0000_0000 + (64 << 20) - 512, 4096);
         let wraps = Span::new(u64::MAX - 100, 4096);
-        let (n, w) = (DESC_NEXT, DESC_WRITE);
-
-        let cases: Vec<(&str, Vec<RawDescriptor>)> = vec![
-            ("no status", vec![raw(header, n, 1), raw(data, 0, 0)]),
-            ("header alone", vec![raw(header, 0, 0)]),
-            ("short header alone", vec![raw(short, 0, 0)]),
-            (
-                "short header with a status",
-                vec![raw(short, n, 1), raw(status_byte, w, 0)],
-            ),
-            ("status alone", vec![raw(status_byte, w, 0)]),
-            (
-                "data after the status",
-                vec![
-                    raw(header, n, 1),
-                    raw(status_byte, n | w, 2),
-                    raw(data, 0, 0),
-                ],
-            ),
-            (
-                "header after the status",
-                vec![raw(status_byte, n | w, 1), raw(header, 0, 0)],
-            ),
-            (
-                "read without room for a status",
-                vec![raw(read_header, n, 1), raw(data, 0, 0)],
-            ),
-            ("loop of one", vec![raw(header, n, 0)]),
-            ("loop of two", vec![raw(header, n, 1), raw(data, n, 0)]),
-            (
-                "loop of writable descriptors",
-                vec![raw(read_header, n, 1), raw(space, n | w, 1)],
-            ),
-            (
-                "next past the table",
-                vec![RawDescriptor {
-                    next: Next::Index(500),
-                    ..raw(header, n, 0)
-                }],
-            ),
-            (
-                "header nowhere",
-                vec![raw(nowhere, n, 1), raw(status_byte, w, 0)],
-            ),
-            (
-                "data nowhere",
-                vec![
-                    raw(header, n, 1),
-                    raw(nowhere, n, 2),
-                    raw(status_byte, w, 0),
-                ],
-            ),
-            (
-                "space nowhere",
-                vec![
-                    raw(read_header, n, 1),
-                    raw(nowhere, n | w, 2),
-                    raw(status_byte, w, 0),
-                ],
-            ),
-            (
-                "data over the end of memory",
-                vec![
-                    raw(header, n, 1),
-                    raw(over_the_end, n, 2),
-                    raw(status_byte, w, 0),
-                ],
-            ),
-            (
-                "data wraps the address space",
-                vec![raw(header, n, 1), raw(wraps, n, 2), raw(status_byte, w, 0)],
-            ),
-            (
-                "status nowhere",
-                vec![
-                    raw(header, n, 1),
-                    raw(data, n, 2),
-                    raw(Span::new(0x10, 1), w, 0),
-                ],
-            ),
-            (
-                "four gigabytes of data",
-                vec![
-                    raw(header, n, 1),
-                    raw(Span::new(data.start, 0xffff_ffff), n, 2),
-                    raw(status_byte, w, 0),
-                ],
-            ),
-        ];
-        for (what, chain) in &cases {
-            f.ram.write(status_byte.start, &[POISON]);
-            refused(&mut f, what, chain);
-            let status = f.ram.read(status_byte)[0];
-            assert_ne!(status, status::OK, "{what}");
-        }
+        all_refused(|parts| {
+            let Parts {
+                write: header,
+                read: read_header,
+                data,
+                status: status_byte,
+                ..
+            } = *parts;
+            vec![
+                (
+                    "header nowhere",
+                    vec![raw(nowhere, n, 1), raw(status_byte, w, 0)],
+                ),
+                (
+                    "data nowhere",
+                    vec![
+                        raw(header, n, 1),
+                        raw(nowhere, n, 2),
+                        raw(status_byte, w, 0),
+                    ],
+                ),
+                (
+                    "space nowhere",
+                    vec![
+                        raw(read_header, n, 1),
+                        raw(nowhere, n | w, 2),
+                        raw(status_byte, w, 0),
+                    ],
+                ),
+                (
+                    "data over the end of memory",
+                    vec![
+                        raw(header, n, 1),
+                        raw(over_the_end, n, 2),
+                        raw(status_byte, w, 0),
+                    ],
+                ),
+                (
+                    "data wraps the address space",
+                    vec![raw(header, n, 1), raw(wraps, n, 2), raw(status_byte, w, 0)],
+                ),
+                (
+                    "status nowhere",
+                    vec![
+                        raw(header, n, 1),
+                        raw(data, n, 2),
+                        raw(Span::new(0x10, 1), w, 0),
+                    ],
+                ),
+                (
+                    "four gigabytes of data",
+                    vec![
+                        raw(header, n, 1),
+                        raw(Span::new(data.start, 0xffff_ffff), n, 2),
+                        raw(status_byte, w, 0),
+                    ],
+                ),
+            ]
+        });
     }
 
     #[test]

@@ -106,6 +106,9 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     drop(credential);
     medium.enable_data(args.cache.into(), unlocked.geometry().block_size().bytes())?;
     let direct = medium.is_direct();
+    // Before there is a socket: who waits for that may ask for the end at once.
+    let stop = Arc::new(Stop::new()?);
+    stop_on_signals(&stop)?;
     let mut server = Server::bind(&args.socket)?;
     let options = Options {
         queues: args.queues,
@@ -114,8 +117,6 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     };
     let volume = Volume::open(medium, unlocked, options).map_err(CliError::volume(&args.image))?;
     let volume = Arc::new(volume);
-    let stop = Arc::new(Stop::new()?);
-    stop_on_signals(&stop)?;
     announce(args, &volume, direct);
     let device = DeviceOptions {
         limits: DeviceLimits {

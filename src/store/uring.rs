@@ -311,14 +311,11 @@ impl Ring {
         }
         let Err(e) = entered else { return };
         match e.raw_os_error() {
-            // The time is over, or a signal came.
+            // The time is over.
             Some(libc::ETIME) => {}
-            Some(libc::EINTR | libc::EAGAIN | libc::EBUSY) => {
-                // Short of memory, or completions must be taken first: the owner comes back.
-                if left > 0 {
-                    self.event.raise();
-                }
-            }
+            // A signal, no memory, or completions to be taken first. Work may be left undone whose
+            // event was cleared already: the owner comes back for it.
+            Some(libc::EINTR | libc::EAGAIN | libc::EBUSY) => self.event.raise(),
             _ => self.break_down(&e),
         }
     }

@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use log::{error, warn};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::geometry::ZoneIndex;
 use crate::limit::LogLimit;
 use crate::request::{
-    Chain, Command, Malformed, MemoryFault, Outcome, Policy, REPORT_ENTRY_LEN, REPORT_HEADER_LEN,
-    Request, SERIAL_LEN, Status, encode_zone, report_header,
+    Chain, Command, DescriptorTable, Malformed, MemoryFault, Outcome, Policy, REPORT_ENTRY_LEN,
+    REPORT_HEADER_LEN, Request, SERIAL_LEN, Status, encode_zone, report_header,
 };
 use crate::store::Medium;
 use crate::volume::{Channel, Finished, Payload, Volume, channel};
@@ -198,7 +198,7 @@ impl<M: Medium> Worker<M> {
                 return taken;
             }
             let mut chain = self.spare.pop().unwrap_or_default();
-            match next_chain(queue, memory, policy, &mut chain) {
+            match next_chain(queue, memory, &mut chain) {
                 Ok(Some(Ok(()))) => taken.answered |= self.begin(queue, memory, policy, chain),
                 Ok(Some(Err(malformed))) => {
                     self.refuse(queue, memory, &chain, malformed);
@@ -333,18 +333,12 @@ fn done(written: Result<(), MemoryFault>, len: usize) -> Outcome {
 fn next_chain(
     queue: &mut Queue,
     memory: &Arc<GuestMemoryMmap>,
-    policy: &Policy,
     chain: &mut Chain,
 ) -> Result<Option<Result<(), Malformed>>, virtio_queue::Error> {
-    let mut available = queue.iter(&**memory)?;
-    let Some(descriptors) = available.next() else {
-        return Ok(None);
+    let table = DescriptorTable {
+        address: GuestAddress(queue.desc_table()),
+        size: queue.size(),
     };
-    let head = descriptors.head_index();
-    Ok(Some(chain.collect(
-        memory,
-        head,
-        descriptors,
-        policy.max_descriptors,
-    )))
+    let next = queue.iter(&**memory)?.next();
+    Ok(next.map(|available| chain.collect(memory, table, available.head_index())))
 }

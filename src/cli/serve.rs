@@ -96,7 +96,7 @@ fn parse_serial(text: &str) -> Result<String, String> {
 /// Runs the command: opens the disk, serves it until SIGTERM or SIGINT, closes it in order.
 pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     let access = if args.read_only {
-        Access::ReadOnly
+        Access::Shared
     } else {
         Access::ReadWrite
     };

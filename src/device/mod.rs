@@ -210,12 +210,11 @@ impl<M: Medium> Device<M> {
         self.volume.set_write_cache(on);
     }
 
-    fn policy(&self, queue_size: u16) -> Policy {
+    fn policy(&self) -> Policy {
         Policy {
             geometry: *self.volume.geometry(),
             read_only: self.volume.is_read_only(),
             zoned: self.acked(blk::VIRTIO_BLK_F_ZONED),
-            max_descriptors: usize::from(queue_size),
         }
     }
 
@@ -242,7 +241,7 @@ impl<M: Medium> Device<M> {
             if accept && !worker.is_started() && !self.start(index, &mut worker, control) {
                 return;
             }
-            let policy = self.policy(state.get_queue().size());
+            let policy = self.policy();
             let queue = state.get_queue_mut();
             let pass = worker.service(queue, &memory, accept.then_some(&policy));
             if pass.notify
@@ -329,6 +328,11 @@ impl<M: Medium> VhostUserBackend for Device<M> {
 
     fn acked_features(&self, features: u64) {
         let before = self.acked.swap(features, Ordering::AcqRel);
+        if features != before {
+            // D2 of virtio-blk: a driver that cannot flush starts without a write cache.
+            let flush = self.acked(blk::VIRTIO_BLK_F_FLUSH);
+            self.config.lock().set_writeback(flush);
+        }
         self.apply_write_cache();
         // Some front-ends first claim the device with next to no features; a driver that has
         // looked at it takes VERSION_1.

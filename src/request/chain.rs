@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use thiserror::Error;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// Why a chain cannot be answered at all: it is handed back with nothing written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Malformed {
-    /// The chain goes on where no descriptor can be read: a bad index, address or indirect table,
-    /// or a loop.
+    /// The chain goes on where no descriptor can be read: a bad index or address.
     #[error("the descriptor chain breaks off")]
     BrokenOff,
-    /// More descriptors than the queue has.
-    #[error("the descriptor chain is longer than the queue")]
+    /// More descriptors than the queue has (a loop has no end), or more than 2^32 bytes (virtio
+    /// 1.4, 2.7.5.3).
+    #[error("the descriptor chain is longer than a queue allows")]
     TooLong,
     /// The driver must put what it sends before what it receives (virtio 1.4, 2.7.4.2).
     #[error("a device-readable descriptor follows a device-writable one")]
@@ -25,12 +25,55 @@ pub enum Malformed {
     /// There is not one byte for a status.
     #[error("no room for a status")]
     NoStatus,
+    /// An indirect descriptor inside an indirect table, with a successor, or of an odd length
+    /// (virtio 1.4, 2.7.5.3).
+    #[error("an indirect descriptor that may not be")]
+    Indirect,
 }
 
 /// Guest memory went away under a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("guest memory is not accessible any more")]
 pub struct MemoryFault;
+
+/// Most bytes of a chain (virtio 1.4, 2.7.5.3.1).
+const MAX_BYTES: u64 = 1 << 32;
+/// Bytes of a descriptor.
+const DESCRIPTOR_LEN: u64 = size_of::<Descriptor>() as u64;
+
+/// Where descriptors lie: the queue's own table, or one that an indirect descriptor names.
+#[derive(Clone, Copy, Debug)]
+pub struct DescriptorTable {
+    /// Guest address.
+    pub address: GuestAddress,
+    /// Descriptors in it. Of the queue's table: the queue size.
+    pub size: u16,
+}
+
+impl DescriptorTable {
+    fn indirect(descriptor: &Descriptor) -> Result<Self, Malformed> {
+        let len = u64::from(descriptor.len());
+        let size = u16::try_from(len / DESCRIPTOR_LEN).map_err(|_| Malformed::Indirect)?;
+        if size == 0 || !len.is_multiple_of(DESCRIPTOR_LEN) {
+            return Err(Malformed::Indirect);
+        }
+        Ok(Self {
+            address: descriptor.addr(),
+            size,
+        })
+    }
+
+    fn read(&self, memory: &GuestMemoryMmap, index: u16) -> Result<Descriptor, Malformed> {
+        if index >= self.size {
+            return Err(Malformed::BrokenOff);
+        }
+        let offset = u64::from(index) * DESCRIPTOR_LEN;
+        let address = self.address.checked_add(offset);
+        address
+            .and_then(|address| memory.read_obj(address).ok())
+            .ok_or(Malformed::BrokenOff)
+    }
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Range {
@@ -101,49 +144,65 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Fills this chain from the `descriptors` of `head`, each read exactly once, and checks every
-    /// range against `memory`. `max_descriptors` bounds the walk.
+    /// Fills this chain from the descriptors that begin at `head` of `table`, each read exactly
+    /// once, and checks every range against `memory`.
+    ///
+    /// An own walk, because the queue crate's iterator ends silently wherever a chain breaks off
+    /// and does not show an indirect descriptor that has a successor.
     pub fn collect(
         &mut self,
         memory: &Arc<GuestMemoryMmap>,
+        table: DescriptorTable,
         head: u16,
-        descriptors: impl Iterator<Item = Descriptor>,
-        max_descriptors: usize,
     ) -> Result<(), Malformed> {
         self.readable.clear();
         self.writable.clear();
         self.head = head;
-        // The queue's iterator ends silently where a chain breaks off: the last descriptor then
-        // still promises another.
-        let mut promised = true;
-        for (position, descriptor) in descriptors.enumerate() {
-            if position >= max_descriptors {
-                return Err(Malformed::TooLong);
+        let (mut part, mut index, mut left) = (table, head, table.size);
+        let mut indirect = false;
+        loop {
+            let descriptor = part.read(memory, index)?;
+            if descriptor.refers_to_indirect_table() {
+                if indirect || descriptor.has_next() {
+                    return Err(Malformed::Indirect);
+                }
+                part = DescriptorTable::indirect(&descriptor)?;
+                (indirect, index) = (true, 0);
+                continue;
             }
-            promised = descriptor.has_next();
-            let (address, len) = (descriptor.addr(), descriptor.len());
-            let writable = descriptor.is_write_only();
-            if !writable && !self.writable.ranges.is_empty() {
-                return Err(Malformed::Order);
+            left = left.checked_sub(1).ok_or(Malformed::TooLong)?;
+            self.push(memory, &descriptor)?;
+            if !descriptor.has_next() {
+                break;
             }
-            let bytes = usize::try_from(len).map_err(|_| Malformed::Address)?;
-            if bytes != 0 && !memory.check_range(address, bytes) {
-                return Err(Malformed::Address);
-            }
-            let part = if writable {
-                &mut self.writable
-            } else {
-                &mut self.readable
-            };
-            part.push(address, len);
+            index = descriptor.next();
         }
-        if promised {
-            return Err(Malformed::BrokenOff);
+        if self.readable.len.saturating_add(self.writable.len) > MAX_BYTES {
+            return Err(Malformed::TooLong);
         }
         if self.writable.len == 0 {
             return Err(Malformed::NoStatus);
         }
         self.memory = Some(Arc::clone(memory));
+        Ok(())
+    }
+
+    fn push(&mut self, memory: &GuestMemoryMmap, descriptor: &Descriptor) -> Result<(), Malformed> {
+        let (address, len) = (descriptor.addr(), descriptor.len());
+        let writable = descriptor.is_write_only();
+        if !writable && !self.writable.ranges.is_empty() {
+            return Err(Malformed::Order);
+        }
+        let bytes = usize::try_from(len).map_err(|_| Malformed::Address)?;
+        if bytes != 0 && !memory.check_range(address, bytes) {
+            return Err(Malformed::Address);
+        }
+        let part = if writable {
+            &mut self.writable
+        } else {
+            &mut self.readable
+        };
+        part.push(address, len);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ mod chain;
 mod config;
 mod wire;
 
-pub use chain::{Chain, Malformed, MemoryFault};
+pub use chain::{Chain, DescriptorTable, Malformed, MemoryFault};
 pub use config::{ConfigSpace, DeviceLimits, SEGMENT_OVERHEAD};
 pub use wire::{REPORT_ENTRY_LEN, REPORT_HEADER_LEN, SERIAL_LEN, encode_zone, report_header};
 
@@ -28,6 +28,17 @@ const APPEND_TAIL_MIN: u64 = 9;
 pub const MAX_WRITE_ZEROES: u64 = 4 << 20;
 /// Most bytes of one DISCARD: the 32-bit limit of the field, in whole blocks.
 pub const MAX_DISCARD: u64 = 1 << 40;
+
+/// The requests that only VIRTIO_BLK_F_ZONED makes valid.
+const ZONE_REQUESTS: [u32; 7] = [
+    blk::VIRTIO_BLK_T_ZONE_APPEND,
+    blk::VIRTIO_BLK_T_ZONE_REPORT,
+    blk::VIRTIO_BLK_T_ZONE_OPEN,
+    blk::VIRTIO_BLK_T_ZONE_CLOSE,
+    blk::VIRTIO_BLK_T_ZONE_FINISH,
+    blk::VIRTIO_BLK_T_ZONE_RESET,
+    blk::VIRTIO_BLK_T_ZONE_RESET_ALL,
+];
 
 /// The status byte of a request (virtio 1.4, 5.2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,8 +142,6 @@ pub struct Policy {
     pub read_only: bool,
     /// The front-end took VIRTIO_BLK_F_ZONED.
     pub zoned: bool,
-    /// Descriptors of the longest chain allowed: the queue size (virtio 1.4, 2.7.5.3.1).
-    pub max_descriptors: usize,
 }
 
 impl Policy {
@@ -145,9 +154,13 @@ impl Policy {
         data_in: u64,
         data_out: u64,
     ) -> Result<Command, Status> {
-        if self.geometry.model() == Model::HostManaged && !self.zoned {
+        if self.is_zoned() && !self.zoned {
             // The guest takes this for an ordinary disk and would destroy what is on it.
-            return Err(Status::IoError);
+            return Err(if ZONE_REQUESTS.contains(&header.kind) {
+                Status::Unsupported
+            } else {
+                Status::IoError
+            });
         }
         match header.kind {
             blk::VIRTIO_BLK_T_IN => self.read(header.sector, data_in),

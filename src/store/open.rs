@@ -37,6 +37,9 @@ const PREDECESSOR_POLL: Duration = Duration::from_millis(5);
 pub enum Access {
     /// To look at. Takes no lock, so it works beside a daemon that serves the image.
     ReadOnly,
+    /// To read from for long. Shares the lock of the image with its like: while one of them has
+    /// it, nobody can change the image under its feet.
+    Shared,
     /// To change. Takes the lock of the image: one such opener at a time.
     ReadWrite,
 }
@@ -192,19 +195,26 @@ impl Opened {
             meta,
             access,
         };
-        if access == Access::ReadWrite {
-            opened.become_owner()?;
+        match access {
+            Access::ReadOnly => {}
+            Access::Shared => opened.take_lock(OWNER, Lock::Shared)?,
+            Access::ReadWrite => opened.become_owner()?,
         }
         Ok(opened)
     }
 
+    fn take_lock(&self, byte: LockByte, lock: Lock) -> Result<(), OpenError> {
+        if sys::lock(&self.meta, byte, lock).map_err(self.cannot("lock"))? {
+            return Ok(());
+        }
+        Err(OpenError::InUse {
+            path: self.path.clone(),
+        })
+    }
+
     fn become_owner(&self) -> Result<(), OpenError> {
         let lock = |byte, lock| sys::lock(&self.meta, byte, lock).map_err(self.cannot("lock"));
-        if !lock(OWNER, Lock::Exclusive)? {
-            return Err(OpenError::InUse {
-                path: self.path.clone(),
-            });
-        }
+        self.take_lock(OWNER, Lock::Exclusive)?;
         let deadline = Instant::now() + PREDECESSOR_TIMEOUT;
         while !lock(IN_FLIGHT, Lock::Exclusive)? {
             if Instant::now() >= deadline {
@@ -349,5 +359,21 @@ mod tests {
         assert!(matches!(refused, OpenError::InUse { .. }), "{refused}");
         drop((first, second));
         Opened::existing(&path, Access::ReadWrite).unwrap();
+    }
+
+    #[test]
+    fn readers_share_an_image_and_keep_a_writer_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        std::fs::write(&path, "content").unwrap();
+        let open = |access| Opened::existing(&path, access);
+        let readers = (open(Access::Shared).unwrap(), open(Access::Shared).unwrap());
+        let refused = |access| matches!(open(access), Err(OpenError::InUse { .. }));
+        assert!(refused(Access::ReadWrite));
+        drop(readers);
+        let writer = open(Access::ReadWrite).unwrap();
+        assert!(refused(Access::Shared));
+        assert!(open(Access::ReadOnly).is_ok());
+        drop(writer);
     }
 }

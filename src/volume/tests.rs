@@ -1,4 +1,8 @@
 //! The whole disk above the in-memory medium: order, durability, failure, erasure.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "patterns are made of the low bits of positions"
+)]
 
 use std::cell::RefCell;
 use std::rc::Rc;

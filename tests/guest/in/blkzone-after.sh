@@ -22,5 +22,7 @@ step "writing goes on where it stopped"
 must write_at $((2 * ZONE_SECTORS + 64)) 8
 zone_is 2 oi 72
 refused error write_at $((3 * ZONE_SECTORS)) 8
+# After an error Linux accepts no write to the zone before it has seen a report of it.
+equal "write pointer of zone 3" "$(zone_written 3)" 128
 must write_at $((3 * ZONE_SECTORS + 128)) 8
 same_at $((3 * ZONE_SECTORS)) 136

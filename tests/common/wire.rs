@@ -200,11 +200,17 @@ impl Wire {
         }
     }
 
-    /// Waits until the back-end closes the connection; whatever it still sends is dropped.
+    /// Waits until the back-end closes the connection; whatever it still sends is dropped. One that
+    /// it never accepted, or closed with bytes of ours unread, is reset, which is as good.
     pub fn wait_closed(&mut self) -> Result<(), WireError> {
         let mut sink = [0; 512];
-        while self.sock.read(&mut sink)? > 0 {}
-        Ok(())
+        loop {
+            match self.sock.read(&mut sink).map_err(WireError::from) {
+                Ok(0) | Err(WireError::Closed) => return Ok(()),
+                Ok(_) => {}
+                Err(e) => return Err(e),
+            }
+        }
     }
 }
 

@@ -7,8 +7,12 @@
 //! shows as equal ciphertext.
 //!
 //! AES itself (key schedule, rounds, choice of instructions, constant-time fallback) is the crate
-//! `aes`. This module adds the mode: `tweak` is its arithmetic in portable integers, `x86` the same
-//! in SIMD registers, `xts` the batching. It knows nothing of zones, files or requests.
+//! `aes`. This module adds the mode: `xts` is the batching, `tweak` the arithmetic of tweaks in
+//! portable integers, `avx2` and `avx512` the same in vector registers, chosen when the program
+//! runs. All `unsafe` of the cipher is in these two. It knows nothing of zones, files or requests.
+//!
+//! Data may lie anywhere, but is fastest on a 64-byte boundary: a vector across two cache lines
+//! costs twice.
 //!
 //! What is wiped: the round keys, when a [`ZoneCipher`] is dropped. What is not: registers and stack
 //! slots that the compiler used for copies of round keys, tweaks and data on the way.

@@ -110,8 +110,10 @@ impl<M: Medium> Worker<M> {
         if let Some(policy) = policy.filter(|_| !self.broken) {
             let taken = self.take(queue, memory, policy);
             answered |= self.answer(queue, memory);
-            again = taken.more;
             answered |= taken.answered;
+            // What filled the room may be over already, without an event to come.
+            let room = self.channel.as_ref().is_some_and(Channel::has_room);
+            again = taken.more || (taken.no_room && room);
         }
         Pass {
             notify: answered && queue.needs_notification(&**memory).unwrap_or(true),
@@ -195,6 +197,7 @@ impl<M: Medium> Worker<M> {
         for _ in 0..BATCH {
             if !self.channel.as_ref().is_some_and(Channel::has_room) {
                 // What is in flight wakes the worker, which then comes back to the ring.
+                taken.no_room = true;
                 return taken;
             }
             let mut chain = self.spare.pop().unwrap_or_default();
@@ -318,6 +321,8 @@ impl<M: Medium> Worker<M> {
 struct Taken {
     /// The ring may hold more.
     more: bool,
+    /// It does, perhaps, and the channel has no room.
+    no_room: bool,
     /// Something was answered at once.
     answered: bool,
 }

@@ -17,7 +17,7 @@ mod tests {
         ),
         (
             "device",
-            &["geometry", "queue", "request", "store", "volume"],
+            &["geometry", "limit", "queue", "request", "store", "volume"],
         ),
         (
             "queue",

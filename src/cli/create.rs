@@ -80,10 +80,10 @@ struct ZonedArgs {
     /// Zones at the start of the disk that take random writes [default: 0]
     #[arg(long, value_name = "N", help_heading = "Zones")]
     conventional: Option<u32>,
-    /// Most zones open at once, 0 for no limit [default: 128; 0 if there are no more zones]
+    /// Most zones open at once, 0 for no limit [default: 128, or half of the zones if that is less]
     #[arg(long, value_name = "N", help_heading = "Zones")]
     max_open: Option<u32>,
-    /// Most zones open or partly written at once, 0 for no limit [default: as --max-open]
+    /// Most zones open or partly written at once, 0 for no limit [default: as --max-open; none if that is raised]
     #[arg(long, value_name = "N", help_heading = "Zones")]
     max_active: Option<u32>,
     /// Largest zone append [default: 1M, or the zone capacity if that is less]

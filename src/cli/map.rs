@@ -179,6 +179,7 @@ mod tests {
                     copy: RecordCopy::A,
                 }),
                 faults: [None, None],
+                stale: false,
             })
             .collect();
         (geometry, records)

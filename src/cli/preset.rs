@@ -228,20 +228,22 @@ const fn limited_below(limit: u32, least: u32) -> bool {
 
 /// Open and active limits where the command line gives neither or one of them.
 ///
-/// 128, as SMR disks have and as Linux assumes; but 0, no limit, where no more sequential zones
-/// than that exist: Linux turns such limits into none anyhow.
+/// 128, as SMR disks have and as Linux assumes; half of the sequential zones where that is less,
+/// because Linux takes a limit that no zone count can reach for none, and zoned btrfs of Linux 7.3
+/// hangs on small disks without a limit. Never below 14, which btrfs and XFS work with.
 pub(super) fn default_limits(
     model: Model,
     sequential: u64,
     open: Option<u32>,
     active: Option<u32>,
 ) -> (u32, u32) {
-    const LIMIT: u32 = 128;
+    const USUAL: u64 = 128;
+    const LEAST: u64 = 14;
     if model == Model::Plain {
         return (0, 0);
     }
-    let usual = if sequential > u64::from(LIMIT) {
-        LIMIT
+    let usual = if sequential > LEAST {
+        u32::try_from((sequential / 2).clamp(LEAST, USUAL)).unwrap_or(0)
     } else {
         0
     };
@@ -291,10 +293,12 @@ mod tests {
                 }
             }
         }
-        assert_eq!(default_limits(Model::HostManaged, 128, None, None), (0, 0));
+        let usual = |sequential| default_limits(Model::HostManaged, sequential, None, None);
+        let zones = [14, 15, 32, 255, 256, 70_000];
         assert_eq!(
-            default_limits(Model::HostManaged, 129, None, None),
-            (128, 128)
+            zones.map(|count| usual(count).0),
+            [0, 14, 16, 127, 128, 128]
         );
+        assert!(zones.iter().all(|&count| usual(count).0 == usual(count).1));
     }
 }

@@ -21,9 +21,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::event::{
-    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
-};
+use vmm_sys_util::event::{EventConsumer, EventNotifier};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 mod server;
@@ -31,6 +29,7 @@ mod server;
 pub use server::{ServeError, Server, Stop};
 
 use crate::geometry::Model;
+use crate::limit::LogLimit;
 use crate::queue::Worker;
 use crate::request::{ConfigSpace, DeviceLimits, Policy, SERIAL_LEN};
 use crate::store::Medium;
@@ -39,6 +38,8 @@ use crate::volume::Volume;
 /// How long a stopping queue may take to bring what is in flight to an end. Longer than any disk
 /// that is still alive, shorter than the patience of whoever waits for the front-end.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
+
+static TROUBLE: LogLimit = LogLimit::new();
 
 type Ring = VringMutex<GuestMemoryAtomic<GuestMemoryMmap>>;
 
@@ -158,10 +159,16 @@ impl<M: Medium> Device<M> {
         u64::from(self.options.limits.queues) + 1
     }
 
-    /// Brings every queue to rest for good.
+    /// Brings every queue to rest for good, and ends the worker threads: the framework's own way
+    /// to end them leaks a descriptor each.
     pub fn close(&self) {
         self.closing.store(true, Ordering::Release);
         self.stop_all();
+        for queue in &self.queues {
+            if let Err(e) = queue.control.knock.write(1) {
+                error!("cannot end a worker: {e}");
+            }
+        }
     }
 
     fn stop_all(&self) {
@@ -194,6 +201,11 @@ impl<M: Medium> Device<M> {
         if late {
             error!("queue {index}: its worker did not come to rest");
         }
+    }
+
+    fn is_stopped(&self, index: usize) -> bool {
+        let queue = self.queues.get(index);
+        queue.is_none_or(|queue| *queue.control.stopped.lock())
     }
 
     fn is_plain(&self) -> bool {
@@ -255,13 +267,23 @@ impl<M: Medium> Device<M> {
         }
     }
 
+    /// Starts a queue, unless the device is being closed: that looks at `stopped` once.
     fn start(&self, index: usize, worker: &mut Worker<M>, control: &Control) -> bool {
+        {
+            let mut stopped = control.stopped.lock();
+            if self.closing.load(Ordering::Acquire) {
+                return false;
+            }
+            *stopped = false;
+        }
         let started = worker
             .start(self.options.limits.queue_size)
             .and_then(|event| event.map_or(Ok(()), |fd| control.listen(fd)));
-        match started {
-            Ok(()) => control.set_stopped(false),
-            Err(ref e) => error!("queue {index}: cannot start: {e}"),
+        if let Err(e) = &started {
+            control.set_stopped(true);
+            if let Some(more) = TROUBLE.allow() {
+                error!("queue {index}: cannot start: {e} ({more} more like it)");
+            }
         }
         started.is_ok()
     }
@@ -365,11 +387,16 @@ impl<M: Medium> VhostUserBackend for Device<M> {
 
     fn set_config(&self, offset: u32, buf: &[u8]) -> io::Result<()> {
         if let Some(on) = ConfigSpace::requested_writeback(offset, buf) {
-            info!(
-                "the guest turns the write cache {}",
-                if on { "on" } else { "off" }
-            );
-            self.config.lock().set_writeback(on);
+            let before = {
+                let mut config = self.config.lock();
+                let before = config.writeback();
+                config.set_writeback(on);
+                before
+            };
+            if on != before && TROUBLE.allow().is_some() {
+                let to = if on { "on" } else { "off" };
+                info!("the guest turns the write cache {to}");
+            }
             self.apply_write_cache();
         }
         Ok(())
@@ -387,10 +414,8 @@ impl<M: Medium> VhostUserBackend for Device<M> {
     }
 
     fn exit_event(&self, _thread_index: usize) -> Option<(EventConsumer, EventNotifier)> {
-        // Without one a dropped daemon waits for its workers for ever.
-        new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)
-            .inspect_err(|e| error!("cannot make an exit event: {e}"))
-            .ok()
+        // The framework never closes the descriptor of one; `close` ends the workers.
+        None
     }
 
     fn stop_vring(&self, queue_index: u32) -> io::Result<()> {
@@ -407,9 +432,12 @@ impl<M: Medium> VhostUserBackend for Device<M> {
         rings: &[Ring],
         thread_id: usize,
     ) -> io::Result<()> {
-        // An error would end the worker for good, so nothing a guest does is one.
         if let Some(ring) = rings.first() {
             self.run(thread_id, ring);
+        }
+        // An error ends the worker for good, so nothing that a guest does is one.
+        if self.closing.load(Ordering::Acquire) && self.is_stopped(thread_id) {
+            return Err(io::ErrorKind::Interrupted.into());
         }
         Ok(())
     }

@@ -8,6 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use log::{info, warn};
 use parking_lot::Mutex;
@@ -25,6 +27,9 @@ use super::{Device, DeviceOptions};
 
 /// Who may connect: the owner.
 const SOCKET_MODE: u32 = 0o600;
+
+/// After a connection could not be set up, for want of descriptors or memory.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a disk cannot be served.
 #[derive(Debug, Error)]
@@ -165,7 +170,12 @@ impl Server {
             let mut ready = [EpollEvent::default()];
             match events.wait(-1, &mut ready) {
                 Ok(_) if stop.is_requested() => return Ok(()),
-                Ok(_) => self.serve_one(volume, options, stop)?,
+                Ok(_) => {
+                    if let Err(e) = self.serve_one(volume, options, stop) {
+                        warn!("{e}; trying again");
+                        thread::sleep(RETRY_PAUSE);
+                    }
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e.into()),
             }
@@ -182,15 +192,28 @@ impl Server {
         let device = Arc::new(Device::new(Arc::clone(volume), options, memory.clone())?);
         let mut daemon = VhostUserDaemon::new("vhost-user".into(), Arc::clone(&device), memory)?;
         for (handler, fd) in daemon.get_epoll_handlers().iter().zip(device.wake_fds()) {
-            handler.register_listener(fd, EventSet::IN, device.wake_event())?;
+            if let Err(e) = handler.register_listener(fd, EventSet::IN, device.wake_event()) {
+                // Its workers cannot be told to end, and dropping it would wait for them.
+                std::mem::forget(daemon);
+                return Err(e.into());
+            }
         }
+        let served = self.serve_connection(&mut daemon, stop);
+        // The rings' memory is still mapped: what is in flight can be answered.
+        device.close();
+        served
+    }
+
+    fn serve_connection<M: Medium>(
+        &mut self,
+        daemon: &mut VhostUserDaemon<Arc<Device<M>>>,
+        stop: &Stop,
+    ) -> Result<(), ServeError> {
         daemon.start(&mut self.listener)?;
         info!("a front-end connected");
         stop.set_connection(daemon.shutdown_handle());
         let ended = daemon.wait();
         stop.set_connection(None);
-        // The rings' memory is still mapped: what is in flight can be answered.
-        device.close();
         match ended {
             Ok(()) => info!("the front-end disconnected"),
             Err(DaemonError::HandleRequest(

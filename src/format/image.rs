@@ -322,6 +322,8 @@ pub struct LoadedRecord {
     pub newest: Option<Loaded>,
     /// What is wrong with copy A and with copy B.
     pub faults: [Option<RecordError>; 2],
+    /// The older copy is of another generation: a reset was cut off before it erased the old salt.
+    pub stale: bool,
 }
 
 impl LoadedRecord {
@@ -391,9 +393,12 @@ fn load_by(
 fn judge(decoded: [Result<(u64, ZoneRecord), RecordError>; 2]) -> LoadedRecord {
     let mut newest: Option<Loaded> = None;
     let mut faults = [None, None];
+    let mut stale = false;
     for ((copy, decoded), fault) in RECORD_COPIES.into_iter().zip(decoded).zip(&mut faults) {
         match decoded {
             Ok((sequence, record)) => {
+                let other = newest.map(|other| other.record);
+                stale = other.is_some_and(|other| other.generation != record.generation);
                 // Equal numbers are equal content: those of a new image.
                 if newest.is_none_or(|best| best.sequence < sequence) {
                     newest = Some(Loaded {
@@ -406,7 +411,11 @@ fn judge(decoded: [Result<(u64, ZoneRecord), RecordError>; 2]) -> LoadedRecord {
             Err(error) => *fault = Some(error),
         }
     }
-    LoadedRecord { newest, faults }
+    LoadedRecord {
+        newest,
+        faults,
+        stale,
+    }
 }
 
 fn check_len(medium: &impl Medium, need: u64) -> Result<(), ImageError> {

@@ -23,6 +23,9 @@ use wire::{HEADER_LEN, Header, SEGMENT_LEN, Segment};
 /// Fewest device-writable bytes of a zone append: the sector and the status (virtio 1.4,
 /// 5.2.6.4). Linux hands over 16, and reads the status from the last of them.
 const APPEND_TAIL_MIN: u64 = 9;
+/// Most bytes of one read or write: far above what a guest sends (Linux: a few MiB), and it bounds
+/// how long overlapping descriptors can keep a worker busy.
+pub const MAX_TRANSFER: u64 = 64 << 20;
 /// Most bytes of one WRITE_ZEROES: all of them are encrypted and written, so this bounds how long
 /// one request occupies a worker.
 pub const MAX_WRITE_ZEROES: u64 = 4 << 20;
@@ -180,11 +183,13 @@ impl Policy {
     }
 
     fn read(&self, sector: Sector, len: u64) -> Result<Command, Status> {
+        must_be_moderate(len)?;
         self.span(sector, len, Status::IoError).map(Command::Read)
     }
 
     fn write(&self, sector: Sector, len: u64) -> Result<Command, Status> {
         self.must_be_writable()?;
+        must_be_moderate(len)?;
         let sequential = self
             .geometry
             .zone_of(sector)
@@ -304,6 +309,13 @@ impl Policy {
         }
         Ok(Command::Append(zone, data_out))
     }
+}
+
+fn must_be_moderate(len: u64) -> Result<(), Status> {
+    if len > MAX_TRANSFER {
+        return Err(Status::IoError);
+    }
+    Ok(())
 }
 
 /// A request: what is asked for, or the status that refuses it, and the chain to answer into.

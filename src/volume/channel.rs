@@ -102,7 +102,12 @@ impl<M: Medium, P: Payload> Channel<M, P> {
 
     /// Blocks until the store has something, or for `timeout`.
     pub fn wait(&mut self, timeout: Duration) {
-        self.store.wait(timeout);
+        if self.store.in_flight() == 0 {
+            // Whatever is waited for is another queue's to do.
+            std::thread::sleep(timeout);
+        } else {
+            self.store.wait(timeout);
+        }
     }
 
     /// Starts an operation. It ends in a later [`Channel::poll`]. Without room for it
@@ -131,13 +136,14 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         self.reap();
         loop {
             self.settle();
-            if self.released.is_empty() && self.touched.is_empty() {
+            self.handle_released();
+            let started = self.start_sync_round();
+            // A store that completes inside `submit` has no event to call us back.
+            let reaped = self.reap();
+            if !started && !reaped && self.released.is_empty() && self.touched.is_empty() {
                 break;
             }
-            self.handle_released();
-            self.reap();
         }
-        self.start_sync_round();
         self.store.kick();
         finished.append(&mut self.done);
     }
@@ -203,7 +209,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
 
     /// Begins a change of conventional zones.
     fn begin_in_place(&mut self, id: u32, direction: Direction, span: Span) {
-        if self.volume.in_place_failed() {
+        if self.volume.has_failed_sync() {
             self.finish(id, Status::IoError);
         } else {
             self.begin_transfer(id, direction, span, None);
@@ -397,15 +403,18 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         Progress::AllBegun
     }
 
-    /// Takes what the store completed, and begins what waited for its buffers.
-    fn reap(&mut self) {
+    /// Takes what the store completed, and begins what waited for its buffers. `true` if there
+    /// was something.
+    fn reap(&mut self) -> bool {
+        let mut any = false;
         loop {
             let mut completions = std::mem::take(&mut self.completions);
             self.store.reap(&mut completions);
             if completions.is_empty() {
                 self.completions = completions;
-                return;
+                return any;
             }
+            any = true;
             for completion in completions.drain(..) {
                 self.complete(completion);
             }
@@ -565,7 +574,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         let mut released = std::mem::take(&mut self.released);
         for item in released.drain(..) {
             match item {
-                Released::Retry(ticket) => self.retry(ticket.op),
+                Released::Retry(ticket, zone) => self.retry(ticket, zone),
                 Released::Write(ticket, result) => self.end_write(ticket.op, result),
             }
         }
@@ -573,10 +582,13 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         self.released = released;
     }
 
-    fn retry(&mut self, id: u32) {
+    fn retry(&mut self, ticket: Ticket, zone: ZoneIndex) {
+        let id = ticket.op;
         if matches!(self.op(id).map(|op| &op.stage), Some(Stage::Parked)) {
             self.begin(id);
         }
+        self.volume.table.retried(zone, ticket);
+        self.touch(zone);
     }
 
     fn end_write(&mut self, id: u32, result: Result<(), ZoneError>) {
@@ -656,6 +668,35 @@ pub(super) enum Progress {
     Starved,
 }
 
+impl<M: Medium, P: Payload> Channel<M, P> {
+    /// Gives up what does not come to rest: the medium may still write there at any time, so the
+    /// zones it holds take no more writes.
+    fn abandon(&mut self) {
+        for op in std::mem::take(&mut self.ops).into_iter().flatten() {
+            match op.stage {
+                Stage::Transfer(Transfer {
+                    grant: Some(grant), ..
+                }) => {
+                    let zone = grant.zone;
+                    self.volume.table.fail_zone(zone);
+                    self.volume.table.complete(grant, false);
+                    self.volume.publish(zone, self.queue, &mut self.released);
+                }
+                Stage::Reset(reset) => {
+                    for zone in reset.zones {
+                        self.volume.table.end_reset(zone, false);
+                        self.volume.publish(zone, self.queue, &mut self.released);
+                    }
+                }
+                _ => {}
+            }
+        }
+        if self.round.is_active() {
+            self.volume.release_sync();
+        }
+    }
+}
+
 impl<M: Medium, P: Payload> Drop for Channel<M, P> {
     /// Lets what is under way come to rest, or the zones it holds would stay held.
     fn drop(&mut self) {
@@ -664,8 +705,12 @@ impl<M: Medium, P: Payload> Drop for Channel<M, P> {
         loop {
             self.poll(&mut finished);
             finished.clear();
-            if self.is_idle() || Instant::now() >= deadline {
-                break;
+            if self.is_idle() {
+                return;
+            }
+            if Instant::now() >= deadline {
+                error!("queue {}: requests in flight are given up", self.queue);
+                return self.abandon();
             }
             self.wait(Duration::from_millis(1));
         }

@@ -4,7 +4,7 @@ use log::error;
 
 use crate::geometry::ZoneIndex;
 use crate::request::{Outcome, Status};
-use crate::store::{Medium, Op as StoreOp};
+use crate::store::Medium;
 use crate::zone::{Admission, Ticket, ZoneError};
 
 use super::channel::{Channel, Progress};
@@ -156,11 +156,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             reset.begun += 1;
             reset.flying += 1;
         }
-        let layout = &self.volume.layout;
-        let op = StoreOp::Deallocate {
-            offset: layout.data_offset(zone),
-            len: layout.data_len(zone) + layout.tag_len(zone),
-        };
+        let op = self.volume.deallocation(zone);
         let piece = Piece {
             op: id,
             zone,

@@ -32,6 +32,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use log::{error, info, warn};
 use parking_lot::Mutex;
@@ -44,12 +45,18 @@ use crate::format::{
 };
 use crate::geometry::{Geometry, ZoneIndex};
 use crate::keyslot::{KeyslotStats, Keyslots};
+use crate::limit::LogLimit;
 use crate::secret::SecretError;
-use crate::store::Medium;
-use crate::zone::{Epoch, Opening, Released, Table, Ticket, ZoneInfo, ZoneSalt};
+use crate::store::{Medium, Op, Store};
+use crate::zone::{Epoch, Opening, RecordWrite, Released, Table, Ticket, ZoneInfo, ZoneSalt};
 
 /// Record writes of two zones may overlap, those of one zone may not: zones share this many locks.
 const RECORD_LOCKS: usize = 64;
+
+/// How often the end of a deallocation is looked for while a disk is opened.
+const DEALLOCATION_POLL: Duration = Duration::from_millis(10);
+
+static RECORD_ERRORS: LogLimit = LogLimit::new();
 
 /// Why a disk could not be opened or closed.
 #[derive(Debug, Error)]
@@ -83,6 +90,13 @@ struct Mailbox {
     event: EventFd,
 }
 
+/// Lets one queue sync at a time.
+#[derive(Debug, Default)]
+struct SyncGate {
+    busy: bool,
+    waiting: Vec<u16>,
+}
+
 #[derive(Debug)]
 struct HeaderState {
     header: Header,
@@ -102,8 +116,8 @@ pub struct Volume<M: Medium> {
     mailboxes: Vec<Mailbox>,
     read_only: bool,
     write_cache: AtomicBool,
-    /// A sync failed: nobody knows which in-place writes are on the medium.
-    in_place_failed: AtomicBool,
+    sync_failed: AtomicBool,
+    sync_gate: Mutex<SyncGate>,
 }
 
 impl<M: Medium> Volume<M> {
@@ -127,6 +141,11 @@ impl<M: Medium> Volume<M> {
             0 => {}
             lost => error!("{lost} zones have no valid record and are offline"),
         }
+        let zones = geometry.all_zones().zip(&loaded);
+        let stale: Vec<ZoneIndex> = zones
+            .filter(|(_, record)| record.stale)
+            .map(|(zone, _)| zone)
+            .collect();
         let epoch = random_epoch()?;
         let records = loaded.iter().map(|record| record.newest).collect();
         let keyslots = Keyslots::new(
@@ -151,10 +170,11 @@ impl<M: Medium> Volume<M> {
                 .collect::<io::Result<_>>()?,
             read_only: options.read_only,
             write_cache: AtomicBool::new(true),
-            in_place_failed: AtomicBool::new(false),
+            sync_failed: AtomicBool::new(false),
+            sync_gate: Mutex::new(SyncGate::default()),
         };
         if !options.read_only {
-            volume.begin_session(opening, epoch, boot_id)?;
+            volume.begin_session(opening, epoch, boot_id, &stale)?;
         }
         Ok(volume)
     }
@@ -166,6 +186,7 @@ impl<M: Medium> Volume<M> {
         opening: Opening,
         epoch: Epoch,
         boot_id: BootId,
+        stale: &[ZoneIndex],
     ) -> Result<(), VolumeError> {
         let changed = self.table.touched();
         match opening {
@@ -176,28 +197,59 @@ impl<M: Medium> Volume<M> {
                 changed.len()
             ),
         }
-        // The records of a killed daemon may still be in the page cache only.
+        // What a killed daemon wrote may still be in the page cache only.
         self.medium.sync()?;
-        self.write_touched_records(&changed)?;
+        if opening != Opening::PowerCut {
+            self.table.all_durable();
+        }
+        for &zone in stale {
+            self.table.touch(zone);
+        }
+        self.write_touched_records()?;
+        self.deallocate(stale)?;
         self.set_header(OpenState::Open, |header| {
             header.epoch = epoch;
             header.boot_id = boot_id;
         })
     }
 
-    fn write_touched_records(&self, zones: &[ZoneIndex]) -> Result<(), VolumeError> {
-        for &zone in zones {
+    /// Writes every record that is out of date and makes all of them durable.
+    fn write_touched_records(&self) -> Result<(), VolumeError> {
+        for zone in self.table.touched() {
             if let Some(order) = self.table.settle(zone).record {
                 write_record(&self.medium, &self.layout, &self.record_key, zone, &order)?;
+                self.table.record_written(zone, &order);
             }
         }
         let mark = self.table.begin_flush();
         self.medium.sync()?;
-        for zone in self.table.end_flush(mark, true) {
-            // Their durable write pointers moved with this very sync; the next flush says so.
-            self.table.touch(zone);
+        let _ = self.table.end_flush(mark);
+        Ok(())
+    }
+
+    /// Gives back the space of zones whose reset was cut off.
+    fn deallocate(&self, zones: &[ZoneIndex]) -> Result<(), VolumeError> {
+        if zones.is_empty() {
+            return Ok(());
+        }
+        let mut store = self.medium.open_store(1)?;
+        for &zone in zones {
+            store.submit(self.deallocation(zone), 0);
+            store.kick();
+            while store.in_flight() > 0 {
+                store.wait(DEALLOCATION_POLL);
+                store.reap(&mut Vec::new());
+            }
         }
         Ok(())
+    }
+
+    /// The operation that gives back the space of a whole zone.
+    fn deallocation(&self, zone: ZoneIndex) -> Op {
+        Op::Deallocate {
+            offset: self.layout.data_offset(zone),
+            len: self.layout.data_len(zone) + self.layout.tag_len(zone),
+        }
     }
 
     fn set_header(
@@ -224,8 +276,8 @@ impl<M: Medium> Volume<M> {
         // First what was written becomes durable, then the records that call it so.
         let mark = self.table.begin_flush();
         self.medium.sync()?;
-        let _ = self.table.end_flush(mark, true);
-        self.write_touched_records(&self.table.touched())?;
+        let _ = self.table.end_flush(mark);
+        self.write_touched_records()?;
         self.set_header(OpenState::Clean, |_| {})
     }
 
@@ -281,10 +333,8 @@ impl<M: Medium> Volume<M> {
         let mut settled = self.table.settle(zone);
         let mut ok = true;
         if let Some(order) = settled.record
-            && !self.read_only
-            && let Err(e) = write_record(&self.medium, &self.layout, &self.record_key, zone, &order)
+            && !self.write_record(zone, &order)
         {
-            error!("{zone}: cannot write its record: {e}; the zone is read-only now");
             self.table.fail_zone(zone);
             ok = false;
             for item in &mut settled.released {
@@ -304,14 +354,64 @@ impl<M: Medium> Volume<M> {
         ok
     }
 
+    fn write_record(&self, zone: ZoneIndex, order: &RecordWrite) -> bool {
+        if self.read_only {
+            return true;
+        }
+        match write_record(&self.medium, &self.layout, &self.record_key, zone, order) {
+            Ok(()) => self.table.record_written(zone, order),
+            Err(ref e) => {
+                if let Some(more) = RECORD_ERRORS.allow() {
+                    error!(
+                        "{zone}: cannot write its record: {e}; the zone is read-only now \
+                         ({more} more like it)"
+                    );
+                }
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Whether queue `queue` may sync now. If not, it is woken when it may try again: two syncs at
+    /// once would each miss what the other has only half said in the zone records.
+    fn acquire_sync(&self, queue: u16) -> bool {
+        let mut gate = self.sync_gate.lock();
+        if gate.busy {
+            if !gate.waiting.contains(&queue) {
+                gate.waiting.push(queue);
+            }
+            return false;
+        }
+        gate.busy = true;
+        true
+    }
+
+    fn release_sync(&self) {
+        let waiting = {
+            let mut gate = self.sync_gate.lock();
+            gate.busy = false;
+            std::mem::take(&mut gate.waiting)
+        };
+        for queue in waiting {
+            self.wake(queue);
+        }
+    }
+
+    fn wake(&self, queue: u16) {
+        if let Some(mailbox) = self.mailboxes.get(usize::from(queue))
+            && let Err(e) = mailbox.event.write(1)
+        {
+            error!("cannot wake queue {queue}: {e}");
+        }
+    }
+
     fn post(&self, item: Released) {
         let Ticket { queue, .. } = item.ticket();
         if let Some(mailbox) = self.mailboxes.get(usize::from(queue)) {
             mailbox.released.lock().push(item);
-            if let Err(e) = mailbox.event.write(1) {
-                error!("cannot wake queue {queue}: {e}");
-            }
         }
+        self.wake(queue);
     }
 
     /// Moves what other queues left for `queue` into `released`.
@@ -329,21 +429,21 @@ impl<M: Medium> Volume<M> {
         }
     }
 
-    fn sync_failed(&self, error: &io::Error) {
-        error!(
-            "a sync of the image failed: {error}; zones with unflushed data are read-only now, \
-             and so are conventional zones"
-        );
-        self.in_place_failed.store(true, Ordering::Relaxed);
+    /// Notes that a sync failed; says so the first time.
+    fn note_failed_sync(&self, error: &io::Error) {
+        if !self.sync_failed.swap(true, Ordering::Relaxed) {
+            error!(
+                "a sync of the image failed: {error}; what was not flushed is in doubt: its zones \
+                 and all conventional ones are read-only, and no flush succeeds any more. Reads go \
+                 on. Find out what ails the medium, then serve the disk anew"
+            );
+        }
     }
 
-    fn in_place_failed(&self) -> bool {
-        self.in_place_failed.load(Ordering::Relaxed)
-    }
-
-    /// No flush can promise anything any more: writes in place went before a sync that failed.
-    fn in_place_poisoned(&self) -> bool {
-        self.geometry().conventional() > 0 && self.in_place_failed()
+    /// A sync has failed since the disk was opened: writes in place are refused, and no flush can
+    /// promise anything, for what came before it is lost or not.
+    fn has_failed_sync(&self) -> bool {
+        self.sync_failed.load(Ordering::Relaxed)
     }
 }
 

@@ -25,6 +25,13 @@ pub(super) struct SyncRound {
     active: Option<Active>,
 }
 
+impl SyncRound {
+    /// Whether a sync is in flight.
+    pub(super) fn is_active(&self) -> bool {
+        self.active.is_some()
+    }
+}
+
 #[derive(Debug)]
 struct Active {
     ops: Vec<u32>,
@@ -48,15 +55,25 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         self.round.waiting.push(id);
     }
 
-    /// Starts a round if somebody waits and none is under way.
-    pub(super) fn start_sync_round(&mut self) {
-        if self.round.active.is_some() || self.round.waiting.is_empty() {
-            return;
+    /// Starts a round if somebody waits and no other is under way, of this queue or of another.
+    /// `true` if a sync was submitted.
+    pub(super) fn start_sync_round(&mut self) -> bool {
+        if self.round.active.is_some()
+            || self.round.waiting.is_empty()
+            || !self.volume.acquire_sync(self.queue)
+        {
+            return false;
         }
+        let ops = std::mem::take(&mut self.round.waiting);
+        self.submit_sync(ops, false);
+        true
+    }
+
+    fn submit_sync(&mut self, ops: Vec<u32>, second: bool) {
         self.round.active = Some(Active {
-            ops: std::mem::take(&mut self.round.waiting),
+            ops,
             mark: self.volume.table.begin_flush(),
-            second: false,
+            second,
         });
         self.store.submit(StoreOp::Sync, TOKEN);
     }
@@ -66,33 +83,42 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         let Some(Active { ops, mark, second }) = self.round.active.take() else {
             return;
         };
-        let mut ok = result.is_ok();
-        if let Err(e) = result {
-            self.volume.sync_failed(&e);
-        }
-        let moved = self.volume.table.end_flush(mark, ok);
-        for &zone in &moved {
-            ok &= self.volume.publish(zone, self.queue, &mut self.released);
-        }
-        if ok && !second && !moved.is_empty() {
-            self.round.active = Some(Active {
-                ops,
-                mark: self.volume.table.begin_flush(),
-                second: true,
-            });
-            self.store.submit(StoreOp::Sync, TOKEN);
-            return;
-        }
+        let ok = match result {
+            Ok(()) => self.end_good_sync(mark, &ops, second),
+            Err(e) => {
+                self.volume.note_failed_sync(&e);
+                for zone in self.volume.table.fail_flush() {
+                    self.volume.publish(zone, self.queue, &mut self.released);
+                }
+                Some(false)
+            }
+        };
+        let Some(ok) = ok else {
+            return self.submit_sync(ops, true);
+        };
+        self.volume.release_sync();
         for id in ops {
             self.synced(id, ok);
         }
+    }
+
+    /// Writes the records of zones whose durable write pointer moved. `None`: these must be made
+    /// durable by a second sync.
+    fn end_good_sync(&mut self, mark: FlushMark, ops: &[u32], second: bool) -> Option<bool> {
+        let moved = self.volume.table.end_flush(mark);
+        let mut ok = true;
+        for &zone in &moved {
+            ok &= self.volume.publish(zone, self.queue, &mut self.released);
+        }
+        let again = ok && !second && !moved.is_empty() && !ops.is_empty();
+        (!again).then_some(ok)
     }
 
     fn synced(&mut self, id: u32, ok: bool) {
         match self.op(id).map(|op| &op.stage) {
             Some(Stage::Sync(outcome)) => {
                 let outcome = *outcome;
-                if ok && !self.volume.in_place_poisoned() {
+                if ok && !self.volume.has_failed_sync() {
                     self.end(id, outcome);
                 } else {
                     self.finish(id, Status::IoError);

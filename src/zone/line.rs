@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::geometry::Blocks;
+use crate::geometry::{Blocks, ZoneIndex};
 
 use super::ZoneError;
 
@@ -20,15 +20,15 @@ pub struct Ticket {
 pub enum Released {
     /// The write is over and counts (or does not).
     Write(Ticket, Result<(), ZoneError>),
-    /// The zone is free again: begin once more.
-    Retry(Ticket),
+    /// This zone is free again: begin once more, then say so by [`super::Table::retried`].
+    Retry(Ticket, ZoneIndex),
 }
 
 impl Released {
     /// Whose it is.
     pub const fn ticket(&self) -> Ticket {
         match self {
-            Self::Write(ticket, _) | Self::Retry(ticket) => *ticket,
+            Self::Write(ticket, _) | Self::Retry(ticket, _) => *ticket,
         }
     }
 }
@@ -58,6 +58,8 @@ pub(super) struct Line {
     flying: usize,
     failed: bool,
     parked: Vec<Ticket>,
+    /// Unparked, and not begun again yet: they come before whoever comes now.
+    retrying: Vec<Ticket>,
 }
 
 impl Line {
@@ -66,14 +68,10 @@ impl Line {
         self.entries.is_empty()
     }
 
-    /// No write is in it and nobody waits for it.
-    pub(super) fn is_idle(&self) -> bool {
-        self.entries.is_empty() && self.parked.is_empty()
-    }
-
-    /// Somebody waits for it to drain.
-    pub(super) fn has_parked(&self) -> bool {
-        !self.parked.is_empty()
+    /// Whether `ticket` would overtake somebody who waits, or was told to try again before it.
+    pub(super) fn would_overtake(&self, ticket: Ticket) -> bool {
+        let waiting = !self.parked.is_empty() || !self.retrying.is_empty();
+        waiting && !self.retrying.contains(&ticket)
     }
 
     /// A write of it failed: it takes no more until it has drained.
@@ -146,9 +144,18 @@ impl Line {
         self.parked.push(ticket);
     }
 
-    /// Frees everyone who waits.
-    pub(super) fn unpark(&mut self, released: &mut Vec<Released>) {
-        released.extend(self.parked.drain(..).map(Released::Retry));
+    /// Frees everyone who waits, unless those who were freed before have not begun again yet.
+    pub(super) fn unpark(&mut self, zone: ZoneIndex, released: &mut Vec<Released>) {
+        if self.retrying.is_empty() {
+            let freed = self.parked.iter();
+            released.extend(freed.map(|&ticket| Released::Retry(ticket, zone)));
+            std::mem::swap(&mut self.parked, &mut self.retrying);
+        }
+    }
+
+    /// `ticket` has begun again, whatever came of it.
+    pub(super) fn retried(&mut self, ticket: Ticket) {
+        self.retrying.retain(|&waiting| waiting != ticket);
     }
 }
 
@@ -187,7 +194,7 @@ mod tests {
         assert!(line.pop_failed(&mut released));
         let failed = |op| Released::Write(ticket(op), Err(ZoneError::Failed));
         assert_eq!(released, [failed(1), failed(2), failed(3)]);
-        assert!(line.is_idle() && !line.has_failed());
+        assert!(line.is_empty() && !line.has_failed());
     }
 
     #[test]

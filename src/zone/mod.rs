@@ -15,6 +15,7 @@
 //!
 //! RESET and FINISH need the line empty; who finds it busy is *parked* and retried when it drains.
 
+mod answer;
 mod line;
 mod record;
 mod recover;
@@ -25,12 +26,13 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use answer::{Admission, Finished, FlushMark, Grant, ReadView, Settled};
 pub use line::{Released, Ticket};
 pub use record::{Loaded, RecordCopy, RecordWrite};
 pub use recover::Opening;
 pub use report::ZoneInfo;
 pub use state::{Epoch, ZoneRecord, ZoneSalt, ZoneState};
-pub use table::{Admission, Finished, FlushMark, Grant, ReadView, Settled, Table};
+pub use table::Table;
 
 use thiserror::Error;
 

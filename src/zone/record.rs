@@ -52,6 +52,8 @@ pub struct RecordWrite {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RecordPlace {
     sequence: u64,
+    /// The newest record whose write has returned: a sync covers no later one.
+    written: u64,
     newest: RecordCopy,
     durable: bool,
 }
@@ -60,6 +62,7 @@ impl RecordPlace {
     pub(super) fn loaded(sequence: u64, newest: RecordCopy) -> Self {
         Self {
             sequence,
+            written: sequence,
             newest,
             durable: true,
         }
@@ -79,9 +82,14 @@ impl RecordPlace {
         }
     }
 
-    /// The number of the newest record.
-    pub(super) fn sequence(&self) -> u64 {
-        self.sequence
+    /// The write of record `sequence` has returned.
+    pub(super) fn written(&mut self, sequence: u64) {
+        self.written = self.written.max(sequence);
+    }
+
+    /// The number of the newest record that a sync which starts now covers.
+    pub(super) fn covered(&self) -> u64 {
+        self.written
     }
 
     /// A sync covered record `sequence`; says whether that is still the newest one.
@@ -119,6 +127,7 @@ mod tests {
         assert_eq!((first.copy, first.sequence), (RecordCopy::B, 8));
         let second = place.advance(record);
         assert_eq!((second.copy, second.sequence), (RecordCopy::B, 9));
+        assert_eq!(place.covered(), 7, "neither write has returned");
         assert!(!place.synced(8), "the sync did not cover the newest");
         assert_eq!(place.advance(record).copy, RecordCopy::B);
         assert!(place.synced(10));

@@ -40,7 +40,9 @@ pub(super) fn recover(
             recovered.state = ZoneState::Closed;
         }
     }
-    if opening != Opening::Killed {
+    // One that was closed to make room before its first write was over holds nothing.
+    let closed = recovered.state == ZoneState::Closed;
+    if opening != Opening::Killed || closed {
         recovered.state = switched_off(&recovered);
     }
     recovered
@@ -95,6 +97,8 @@ mod tests {
         let cases = [
             (Killed, (ImplicitOpen, 5, 2), (ImplicitOpen, 5, 2)),
             (Killed, (ExplicitOpen, 0, 0), (ExplicitOpen, 0, 0)),
+            (Killed, (Closed, 0, 0), (Empty, 0, 0)),
+            (Killed, (Closed, 5, 2), (Closed, 5, 2)),
             (Clean, (ImplicitOpen, 5, 5), (Closed, 5, 5)),
             (Clean, (ExplicitOpen, 0, 0), (Empty, 0, 0)),
             (Clean, (Full, 16, 16), (Full, 16, 16)),

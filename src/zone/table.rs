@@ -4,6 +4,7 @@ use parking_lot::Mutex;
 
 use crate::geometry::{Blocks, Generation, Geometry, Sector, ZoneIndex, ZoneType};
 
+use super::answer::{Admission, Finished, FlushMark, Grant, MarkedZone, ReadView, Settled};
 use super::line::{Line, Released, Ticket};
 use super::record::{Loaded, RecordPlace, RecordWrite};
 use super::recover::{Opening, recover, switched_off};
@@ -13,66 +14,6 @@ use super::{Epoch, RecordCopy, ZoneError, ZoneInfo, ZoneRecord, ZoneSalt, ZoneSt
 /// Failed writes at one write pointer after which a zone turns read-only: the medium will not
 /// take that place, and a guest that retries for ever gains nothing.
 const MAX_FAILURES_AT_ONE_PLACE: u8 = 3;
-
-/// Whether an operation may go on now.
-#[derive(Debug)]
-#[must_use]
-pub enum Admission<T> {
-    /// Go on.
-    Granted(T),
-    /// The zone is busy; the ticket comes back as [`Released::Retry`].
-    Parked,
-}
-
-/// The right, and the duty, to write a reserved range of a zone. Handed back by
-/// [`Table::complete`], exactly once.
-#[derive(Debug)]
-#[must_use]
-pub struct Grant {
-    /// The zone.
-    pub zone: ZoneIndex,
-    /// First reserved block.
-    pub start: Blocks,
-    /// The generation whose key encrypts it.
-    pub generation: Generation,
-    /// Zone that lost its open slot to this one, whose record must be written ([`Table::settle`]).
-    pub closed: Option<ZoneIndex>,
-    number: u64,
-}
-
-/// What a read needs to know of a zone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReadView {
-    /// The generation whose key decrypts it.
-    pub generation: Generation,
-    /// Blocks from here on have no data and read as zeroes.
-    pub written: Blocks,
-}
-
-/// What [`Table::settle`] wants done before anyone is told.
-#[derive(Debug, Default)]
-#[must_use]
-pub struct Settled {
-    /// A zone record to write first.
-    pub record: Option<RecordWrite>,
-    /// Who is to be told afterwards.
-    pub released: Vec<Released>,
-}
-
-/// What a flush covers: taken before its sync, given back after.
-#[derive(Debug, Default)]
-#[must_use]
-pub struct FlushMark {
-    zones: Vec<MarkedZone>,
-}
-
-#[derive(Debug)]
-struct MarkedZone {
-    zone: ZoneIndex,
-    sequence: u64,
-    generation: Generation,
-    written: Blocks,
-}
 
 #[derive(Debug)]
 struct Zone {
@@ -95,6 +36,8 @@ struct Zone {
     exclusive: bool,
     /// When it was last written to, for the implicit close.
     last_use: u64,
+    /// A sync that was to cover it failed: nothing makes its data durable any more.
+    doubtful: bool,
     /// Where the last write failed, and how often in a row.
     failures: (Blocks, u8),
     /// Allocated with the first write after it was idle; most zones of a large disk are.
@@ -117,20 +60,16 @@ impl Zone {
         self.line.get_or_insert_with(Box::default)
     }
 
-    /// Nothing in flight and nobody waiting.
-    fn is_idle(&self) -> bool {
-        !self.exclusive && self.line.as_ref().is_none_or(|line| line.is_idle())
-    }
-
     /// Nothing in flight.
     fn is_at_rest(&self) -> bool {
         !self.exclusive && self.line.as_ref().is_none_or(|line| line.is_empty())
     }
 
-    /// A reset holds the zone or someone waits for it: who comes now waits behind, or a stream of
-    /// appends could keep a reset waiting for ever.
-    fn must_wait(&self) -> bool {
-        self.exclusive || self.line.as_ref().is_some_and(|line| line.has_parked())
+    /// A reset holds the zone, or someone waits for it: who comes now waits behind, or a stream of
+    /// appends could keep a reset waiting for ever, and a write could overtake the one before it.
+    fn must_wait(&self, ticket: Ticket) -> bool {
+        let overtakes = |line: &Line| line.would_overtake(ticket);
+        self.exclusive || self.line.as_deref().is_some_and(overtakes)
     }
 }
 
@@ -339,7 +278,7 @@ impl Table {
         }
         let mut inner = self.inner.lock();
         let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
-        if zone.must_wait() {
+        if zone.must_wait(ticket) {
             zone.line().park(ticket);
             return Ok(Admission::Parked);
         }
@@ -423,7 +362,7 @@ impl Table {
                 state = fall_back(zone);
             }
             if line.is_empty() && !zone.exclusive {
-                line.unpark(&mut settled.released);
+                line.unpark(index, &mut settled.released);
             }
             zone.line = Some(line);
         }
@@ -464,7 +403,7 @@ impl Table {
             | ZoneState::Closed => {}
             _ => return Err(ZoneError::InvalidCommand),
         }
-        if zone.must_wait() {
+        if zone.must_wait(ticket) {
             zone.line().park(ticket);
             return Ok(Admission::Parked);
         }
@@ -480,7 +419,7 @@ impl Table {
         if !zone.state.is_active() {
             return Err(ZoneError::InvalidCommand);
         }
-        if zone.must_wait() {
+        if zone.must_wait(ticket) {
             zone.line().park(ticket);
             return Ok(Admission::Parked);
         }
@@ -508,7 +447,7 @@ impl Table {
             | ZoneState::Closed => {}
             _ => return Err(ZoneError::InvalidCommand),
         }
-        if !zone.is_idle() {
+        if zone.must_wait(ticket) || !zone.is_at_rest() {
             zone.line().park(ticket);
             return Ok(Admission::Parked);
         }
@@ -538,7 +477,7 @@ impl Table {
             }
             _ => {}
         }
-        if !zone.is_idle() {
+        if zone.must_wait(ticket) || !zone.is_at_rest() {
             zone.line().park(ticket);
             return Ok(Admission::Parked);
         }
@@ -604,14 +543,14 @@ impl Table {
         }
     }
 
-    /// Notes what a sync that starts now will cover.
+    /// Notes what a sync that starts now will cover. Syncs of one table must not overlap.
     pub fn begin_flush(&self) -> FlushMark {
         let inner = self.inner.lock();
         let marked = inner.undurable.iter().filter_map(|&index| {
             let zone = inner.zones.get(index.as_usize())?;
             Some(MarkedZone {
                 zone: index,
-                sequence: zone.place.sequence(),
+                sequence: zone.place.covered(),
                 generation: zone.generation,
                 written: zone.written,
             })
@@ -621,22 +560,18 @@ impl Table {
         }
     }
 
-    /// A sync has made everything in `mark` durable, or has failed: then nobody knows what is on
-    /// the medium, and the zones it was to cover turn read-only. Returns the zones whose durable
-    /// write pointer moved and whose record therefore is to settle.
-    pub fn end_flush(&self, mark: FlushMark, ok: bool) -> Vec<ZoneIndex> {
+    /// A sync has made everything in `mark` durable. Returns the zones whose durable write pointer
+    /// moved and whose record therefore is to settle.
+    pub fn end_flush(&self, mark: FlushMark) -> Vec<ZoneIndex> {
         let mut inner = self.inner.lock();
         let mut moved = Vec::new();
         for marked in mark.zones {
-            if !ok {
-                inner.set_state(marked.zone, ZoneState::ReadOnly);
-                continue;
-            }
             let Some(zone) = inner.zone(marked.zone) else {
                 continue;
             };
             zone.place.synced(marked.sequence);
-            if zone.generation == marked.generation && zone.durable < marked.written {
+            let counts = zone.generation == marked.generation && !zone.doubtful;
+            if counts && zone.durable < marked.written {
                 zone.durable = marked.written;
                 zone.touched = true;
                 moved.push(marked.zone);
@@ -657,6 +592,48 @@ impl Table {
         moved
     }
 
+    /// A sync has failed: nobody knows what is on the medium of what it was to cover or of what was
+    /// written meanwhile. Those zones turn read-only; returned, for their records are to settle.
+    pub fn fail_flush(&self) -> Vec<ZoneIndex> {
+        let mut inner = self.inner.lock();
+        let doubtful = inner.undurable.clone();
+        for &index in &doubtful {
+            if let Some(zone) = inner.zone(index) {
+                zone.doubtful = true;
+            }
+            inner.set_state(index, ZoneState::ReadOnly);
+        }
+        doubtful
+    }
+
+    /// Everything that was ever written is durable: the disk was just opened and synced, and was
+    /// not cut off from power. Zones that failed stay as they are. Records are to settle.
+    pub fn all_durable(&self) {
+        let mut inner = self.inner.lock();
+        for zone in &mut inner.zones {
+            let sound = zone.state.is_active() || zone.state == ZoneState::Full;
+            if sound && zone.durable < zone.written {
+                zone.durable = zone.written;
+                zone.touched = true;
+            }
+        }
+    }
+
+    /// The record that [`Table::settle`] ordered is written.
+    pub fn record_written(&self, index: ZoneIndex, write: &RecordWrite) {
+        if let Some(zone) = self.inner.lock().zone(index) {
+            zone.place.written(write.sequence);
+        }
+    }
+
+    /// A [`Released::Retry`] has begun again, whatever came of it; [`Table::settle`] then frees
+    /// those who came meanwhile.
+    pub fn retried(&self, index: ZoneIndex, ticket: Ticket) {
+        if let Some(zone) = self.inner.lock().zone(index) {
+            zone.line().retried(ticket);
+        }
+    }
+
     /// Closes every open zone: the disk is being switched off. Their records are to settle.
     pub fn close_all(&self) {
         let mut inner = self.inner.lock();
@@ -672,9 +649,9 @@ impl Table {
     /// Calls `each` for up to `limit` zones from `first` on.
     pub fn report(&self, first: ZoneIndex, limit: usize, mut each: impl FnMut(usize, ZoneInfo)) {
         let inner = self.inner.lock();
-        let zones = self.geometry.all_zones().zip(&inner.zones);
-        for (position, (index, zone)) in zones.skip(first.as_usize()).take(limit).enumerate() {
-            each(position, self.info(index, zone));
+        let zones = inner.zones.get(first.as_usize()..).unwrap_or_default();
+        for (position, (index, zone)) in (first.0..).zip(zones).take(limit).enumerate() {
+            each(position, self.info(ZoneIndex(index), zone));
         }
     }
 
@@ -700,15 +677,6 @@ impl Table {
     pub fn record(&self, index: ZoneIndex) -> Option<ZoneRecord> {
         self.inner.lock().zone(index).map(|zone| zone.record())
     }
-}
-
-/// What [`Table::finish`] did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Finished {
-    /// The zone was not full before; its record is to settle and to sync.
-    pub changed: bool,
-    /// Zone closed to make room.
-    pub closed: Option<ZoneIndex>,
 }
 
 /// The failed writes have left the line: the write pointer is where the first of them began.
@@ -763,6 +731,7 @@ fn load_zone(
         touched: record != loaded.record,
         listed: false,
         exclusive: false,
+        doubtful: false,
         last_use: 0,
         failures: (Blocks(0), 0),
         line: None,

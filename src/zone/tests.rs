@@ -62,13 +62,22 @@ fn grant(table: &Table, zone: u32, count: u64, op: u32) -> Grant {
     granted(table.admit_write(ZoneIndex(zone), None, Blocks(count), ticket(op)))
 }
 
+/// Settles a zone and writes the record that this orders.
+fn settle(table: &Table, zone: u32) -> Settled {
+    let settled = table.settle(ZoneIndex(zone));
+    if let Some(order) = &settled.record {
+        table.record_written(ZoneIndex(zone), order);
+    }
+    settled
+}
+
 fn write(table: &Table, zone: u32, count: u64) {
     let grant = grant(table, zone, count, 0);
     if let Some(closed) = grant.closed {
         let _ = table.settle(closed);
     }
     table.complete(grant, true);
-    assert!(table.settle(ZoneIndex(zone)).record.is_some());
+    assert!(settle(table, zone).record.is_some());
 }
 
 fn state(table: &Table, zone: u32) -> ZoneState {
@@ -136,14 +145,13 @@ fn a_failed_sync_makes_the_zones_it_was_to_cover_read_only() {
     write(&table, 1, 1);
     write(&table, 2, 1);
     let mark = table.begin_flush();
-    assert_eq!(table.end_flush(mark, true), [ZoneIndex(1), ZoneIndex(2)]);
-    let _ = (table.settle(ZoneIndex(1)), table.settle(ZoneIndex(2)));
+    assert_eq!(table.end_flush(mark), [ZoneIndex(1), ZoneIndex(2)]);
+    let _ = (settle(&table, 1), settle(&table, 2));
     let mark = table.begin_flush();
-    assert_eq!(table.end_flush(mark, true), []);
+    assert_eq!(table.end_flush(mark), []);
     write(&table, 2, 1);
     let flying = grant(&table, 2, 1, 7);
-    let mark = table.begin_flush();
-    let _ = table.end_flush(mark, false);
+    assert_eq!(table.fail_flush(), [ZoneIndex(2)]);
     assert_eq!(state(&table, 1), ZoneState::ImplicitOpen);
     assert_eq!(state(&table, 2), ZoneState::ReadOnly);
     table.complete(flying, true);
@@ -159,7 +167,7 @@ fn a_flush_covers_what_was_acknowledged_before_it() {
     write(&table, 1, 2);
     let mark = table.begin_flush();
     write(&table, 1, 3);
-    assert_eq!(table.end_flush(mark, true), [ZoneIndex(1)]);
+    assert_eq!(table.end_flush(mark), [ZoneIndex(1)]);
     let record = table.record(ZoneIndex(1)).unwrap();
     assert_eq!((record.durable, record.written), (Blocks(2), Blocks(5)));
 }
@@ -173,7 +181,7 @@ fn a_flush_from_before_a_reset_says_nothing_of_the_new_generation() {
     table.apply_reset(ZoneIndex(1), ZoneSalt([9; 32]));
     table.end_reset(ZoneIndex(1), true);
     write(&table, 1, 1);
-    assert_eq!(table.end_flush(mark, true), []);
+    assert_eq!(table.end_flush(mark), []);
     assert_eq!(table.record(ZoneIndex(1)).unwrap().durable, Blocks(0));
 }
 
@@ -256,19 +264,25 @@ fn a_reset_waits_for_writes_and_later_writes_wait_for_it() {
         table.settle(zone).released,
         [
             Released::Write(ticket(0), Ok(())),
-            Released::Retry(ticket(1)),
-            Released::Retry(ticket(2))
+            Released::Retry(ticket(1), zone),
+            Released::Retry(ticket(2), zone)
         ]
     );
+    assert!(matches!(
+        table.admit_write(zone, None, Blocks(1), ticket(3)),
+        Ok(Admission::Parked)
+    ));
     assert!(granted(table.begin_reset(zone, ticket(1))));
+    table.retried(zone, ticket(1));
     assert!(matches!(
         table.admit_write(zone, None, Blocks(1), ticket(2)),
         Ok(Admission::Parked)
     ));
+    table.retried(zone, ticket(2));
     table.apply_reset(zone, ZoneSalt([7; 32]));
-    let first = table.settle(zone).record.unwrap();
+    let first = settle(&table, 1).record.unwrap();
     let mark = table.begin_flush();
-    let _ = table.end_flush(mark, true);
+    let _ = table.end_flush(mark);
     table.touch(zone);
     let second = table.settle(zone).record.unwrap();
     assert_eq!(
@@ -278,7 +292,10 @@ fn a_reset_waits_for_writes_and_later_writes_wait_for_it() {
     );
     assert_eq!(second.record.generation, Generation(1));
     table.end_reset(zone, true);
-    assert_eq!(table.settle(zone).released, [Released::Retry(ticket(2))]);
+    assert_eq!(
+        table.settle(zone).released,
+        [3, 2].map(|op| Released::Retry(ticket(op), zone))
+    );
     assert_eq!(table.salt(zone, Generation(0)), None);
     assert_eq!(grant(&table, 1, 1, 2).generation, Generation(1));
 }
@@ -295,7 +312,7 @@ fn reset_all_takes_what_holds_data_and_waits_for_what_is_busy() {
     ));
     table.complete(flying, true);
     let released = table.settle(ZoneIndex(3)).released;
-    assert!(released.contains(&Released::Retry(ticket(5))));
+    assert!(released.contains(&Released::Retry(ticket(5), ZoneIndex(3))));
     match table.begin_reset_all(ticket(5)) {
         Admission::Granted(zones) => assert_eq!(zones, [1, 2, 3].map(ZoneIndex)),
         Admission::Parked => panic!("nothing is busy"),

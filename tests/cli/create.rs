@@ -63,8 +63,9 @@ fn a_disk_is_made_as_asked() {
 fn defaults_suit_the_size() {
     let bench = Bench::new();
     for (size, zones, zone_size, limit) in [
-        ("1G", 16, 64 << 20, 0),
-        ("16M", 16, 1 << 20, 0),
+        ("1G", 16, 64 << 20, 14),
+        ("16M", 16, 1 << 20, 14),
+        ("2G", 32, 64 << 20, 16),
         ("20G", 320, 64 << 20, 128),
     ] {
         bench.succeed(&[

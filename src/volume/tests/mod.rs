@@ -4,6 +4,8 @@
     reason = "patterns are made of the low bits of positions"
 )]
 
+mod races;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -73,6 +75,11 @@ fn image(model: crate::geometry::Model) -> MemMedium {
     let geometry = spec(model).validate().unwrap();
     let layout = Layout::new(&geometry, 0).unwrap();
     let medium = MemMedium::new(layout.image_len());
+    format(&medium, geometry);
+    medium
+}
+
+fn format(medium: &impl Medium, geometry: Geometry) {
     let (uuid, volume_key) = (Uuid::new_v4(), VolumeKey::random().unwrap());
     let new = NewProtector {
         credential: &credential(),
@@ -89,8 +96,7 @@ fn image(model: crate::geometry::Model) -> MemMedium {
         volume_key: &volume_key,
         protector: &protector,
     };
-    create(&medium, &spec).unwrap();
-    medium
+    create(medium, &spec).unwrap();
 }
 
 /// A disk with one or more channels, driven by hand.

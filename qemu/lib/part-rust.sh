@@ -12,6 +12,8 @@ build_rust() {
         echo "the machine's own Rust $own" >"$out/version"
         return
     fi
+    # cargo fetches the dependencies over TLS.
+    PATH=$PATH:/usr/sbin host_tools update-ca-certificates:ca-certificates
     note "no Rust $wanted here; taking Debian trixie-backports' (about 200 MB)"
     suite_ready trixie-backports
     suite_download trixie-backports "$out.stage" rustc cargo

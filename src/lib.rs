@@ -30,7 +30,7 @@
 //! | [`zone`] | the state machine: states, write pointers, limits, order of release | I/O |
 //! | [`keyslot`] | programmed zone keys, least recently used | files |
 //! | [`crypt`] | batched AES-XTS | zones, files |
-//! | [`format`] | the image, byte by byte; protectors; create and unlock | virtio |
+//! | [`mod@format`] | the image, byte by byte; protectors; create and unlock | virtio |
 //! | [`store`] | where bytes live: files by io_uring or the page cache; the in-memory twin | what bytes mean |
 //! | [`secret`] | the volume key and what is derived from it | I/O of data |
 //! | [`limit`] | bounded logging | |

@@ -6,7 +6,7 @@
 //! 1. *Place before encryption.* A write is encrypted for the place that its grant names
 //!    (`channel`).
 //! 2. *Data, then record, then acknowledgement.* A zone's record is in the page cache before
-//!    anyone is told that its write pointer moved ([`Volume::publish`]), so what was acknowledged
+//!    anyone is told that its write pointer moved (`Volume::publish`), so what was acknowledged
 //!    survives a killed daemon.
 //! 3. *Flush.* A sync makes data durable; only then does a record call it durable. A cipher
 //!    without tags cannot find the end of its data after a power cut, so such a record is synced
@@ -343,7 +343,9 @@ impl<M: Medium> Volume<M> {
                 }
             }
         }
-        drop(guard);
+        // Still under the lock, and behind what others released for `own` before: a queue hears of
+        // its writes to a zone in write-pointer order, whoever settled them.
+        self.take_mail(own, released);
         for item in settled.released {
             if item.ticket().queue == own {
                 released.push(item);
@@ -351,6 +353,7 @@ impl<M: Medium> Volume<M> {
                 self.post(item);
             }
         }
+        drop(guard);
         ok
     }
 

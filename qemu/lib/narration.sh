@@ -26,9 +26,7 @@ start_disk() {
     headline "A key, and an encrypted zoned disk for btrfs"
     say '    $ (umask 077; head -c 64 /dev/urandom > key)'
     (umask 077 && head -c 64 /dev/urandom >"$STATE/key")
-    # Linux 7.3.4's btrfs hangs on few zones without a stated limit, whatever disk they are on.
-    show "$ZONEVAULT" create "$STATE/disk.img" --size 2G --for btrfs --max-open 24 --max-active 24 \
-        --key-file "$STATE/key"
+    show "$ZONEVAULT" create "$STATE/disk.img" --size 2G --for btrfs --key-file "$STATE/key"
     headline "Serving it to virtual machines"
     say '    $ zonevault serve disk.img --socket disk.sock --key-file key --queues 2 &'
     DAEMON=("$ZONEVAULT" serve "$STATE/disk.img" --socket "$SOCKET" --key-file "$STATE/key" --queues 2)

@@ -41,19 +41,15 @@ three_phases() {
     disk_stop
 }
 
-# Linux 7.3.4's btrfs waits for itself for ever on a disk of few zones that states no limit (on null_blk
-# as well): it then allows itself so few active zones that none is left for data.
-BTRFS_LIMITS=(--max-open 24 --max-active 24)
-
 case_btrfs_v7.3() {
-    disk_create --for btrfs --size 2G "${BTRFS_LIMITS[@]}"
+    disk_create --for btrfs --size 2G
     three_phases btrfs 7.3
     disk_serve --read-only
     guest read-only --kernel 7.3
     disk_stop
 }
 case_btrfs_v6.12() {
-    disk_create --for btrfs --size 2G --block-size 512 "${BTRFS_LIMITS[@]}"
+    disk_create --for btrfs --size 2G --block-size 512
     QUEUES=4
     three_phases btrfs 6.12
 }
@@ -93,7 +89,7 @@ case_fio_v6.12() {
 }
 
 case_dm_crypt_v7.3() {
-    disk_create --for btrfs --size 2G "${BTRFS_LIMITS[@]}"
+    disk_create --for btrfs --size 2G
     disk_serve
     guest dm-crypt --kernel 7.3 --memory 1024
     disk_stop

@@ -46,7 +46,9 @@ mod tests {
             f.queue().assert_alive();
             counts.push(descriptors(&rig));
         }
-        assert!(counts[9] <= counts[1] + 2, "{counts:?}");
+        // How many are open at a moment varies with what is still being closed.
+        let (early, late) = (counts[..3].iter().max(), counts[5..].iter().min());
+        assert!(late <= early, "{counts:?}");
     }
 
     #[test]

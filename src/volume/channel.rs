@@ -92,7 +92,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
 
     /// Nothing is under way.
     pub fn is_idle(&self) -> bool {
-        self.free_ops.len() == self.ops.len() && self.done.is_empty()
+        self.free_ops.len() == self.ops.len() && self.done.is_empty() && !self.round.is_active()
     }
 
     /// Readable when the store has completed something; `None` if it never does so by itself.
@@ -575,6 +575,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         for item in released.drain(..) {
             match item {
                 Released::Retry(ticket, zone) => self.retry(ticket, zone),
+                Released::Synced(ticket, ok) => self.synced(ticket.op, ok),
                 Released::Write(ticket, result) => self.end_write(ticket.op, result),
             }
         }
@@ -691,9 +692,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 _ => {}
             }
         }
-        if self.round.is_active() {
-            self.volume.release_sync();
-        }
+        self.abandon_sync();
     }
 }
 

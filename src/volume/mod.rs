@@ -90,11 +90,11 @@ struct Mailbox {
     event: EventFd,
 }
 
-/// Lets one queue sync at a time.
+/// Lets one queue sync at a time, for all who wait.
 #[derive(Debug, Default)]
 struct SyncGate {
     busy: bool,
-    waiting: Vec<u16>,
+    waiting: Vec<Ticket>,
 }
 
 #[derive(Debug)]
@@ -376,27 +376,31 @@ impl<M: Medium> Volume<M> {
         true
     }
 
-    /// Whether queue `queue` may sync now. If not, it is woken when it may try again: two syncs at
-    /// once would each miss what the other has only half said in the zone records.
-    fn acquire_sync(&self, queue: u16) -> bool {
-        let mut gate = self.sync_gate.lock();
-        if gate.busy {
-            if !gate.waiting.contains(&queue) {
-                gate.waiting.push(queue);
-            }
-            return false;
-        }
-        gate.busy = true;
-        true
+    /// Has an operation wait for the next sync.
+    fn join_sync(&self, ticket: Ticket) {
+        self.sync_gate.lock().waiting.push(ticket);
     }
 
-    fn release_sync(&self) {
-        let waiting = {
+    /// If nobody syncs and `queue` waits for it: everyone who waits, for whom it now syncs. Two
+    /// syncs at once would each miss what the other has only half said in the zone records.
+    fn begin_sync(&self, queue: u16) -> Option<Vec<Ticket>> {
+        let mut gate = self.sync_gate.lock();
+        let wanted = gate.waiting.iter().any(|ticket| ticket.queue == queue);
+        if gate.busy || !wanted {
+            return None;
+        }
+        gate.busy = true;
+        Some(std::mem::take(&mut gate.waiting))
+    }
+
+    /// The sync is over; somebody else's turn.
+    fn end_sync(&self) {
+        let next = {
             let mut gate = self.sync_gate.lock();
             gate.busy = false;
-            std::mem::take(&mut gate.waiting)
+            gate.waiting.first().map(|ticket| ticket.queue)
         };
-        for queue in waiting {
+        if let Some(queue) = next {
             self.wake(queue);
         }
     }

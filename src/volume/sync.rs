@@ -4,7 +4,7 @@ use std::io;
 
 use crate::request::{Outcome, Status};
 use crate::store::{Medium, Op as StoreOp, Store, Token};
-use crate::zone::FlushMark;
+use crate::zone::{FlushMark, Released, Ticket};
 
 use super::channel::Channel;
 use super::op::{Payload, Stage};
@@ -20,8 +20,6 @@ pub(super) const TOKEN: Token = Token::MAX;
 /// alone, so a second sync follows if there are any.
 #[derive(Debug, Default)]
 pub(super) struct SyncRound {
-    /// Operations that wait for the next round.
-    waiting: Vec<u32>,
     active: Option<Active>,
 }
 
@@ -34,7 +32,7 @@ impl SyncRound {
 
 #[derive(Debug)]
 struct Active {
-    ops: Vec<u32>,
+    tickets: Vec<Ticket>,
     mark: FlushMark,
     second: bool,
 }
@@ -47,31 +45,31 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             return;
         }
         self.set_stage(id, Stage::Sync(outcome));
-        self.round.waiting.push(id);
+        self.join_sync(id);
     }
 
-    /// Has a reset wait for a round; its stage says what follows.
-    pub(super) fn join_sync(&mut self, id: u32) {
-        self.round.waiting.push(id);
+    /// Has an operation wait for a round; its stage says what follows.
+    pub(super) fn join_sync(&mut self, op: u32) {
+        let queue = self.queue;
+        self.volume.join_sync(Ticket { queue, op });
     }
 
-    /// Starts a round if somebody waits and no other is under way, of this queue or of another.
-    /// `true` if a sync was submitted.
+    /// Starts a round if an operation of this queue waits for one and no other is under way, for
+    /// all who wait, of whichever queue. `true` if a sync was submitted.
     pub(super) fn start_sync_round(&mut self) -> bool {
-        if self.round.active.is_some()
-            || self.round.waiting.is_empty()
-            || !self.volume.acquire_sync(self.queue)
-        {
+        if self.round.active.is_some() {
             return false;
         }
-        let ops = std::mem::take(&mut self.round.waiting);
-        self.submit_sync(ops, false);
+        let Some(tickets) = self.volume.begin_sync(self.queue) else {
+            return false;
+        };
+        self.submit_sync(tickets, false);
         true
     }
 
-    fn submit_sync(&mut self, ops: Vec<u32>, second: bool) {
+    fn submit_sync(&mut self, tickets: Vec<Ticket>, second: bool) {
         self.round.active = Some(Active {
-            ops,
+            tickets,
             mark: self.volume.table.begin_flush(),
             second,
         });
@@ -80,11 +78,16 @@ impl<M: Medium, P: Payload> Channel<M, P> {
 
     /// The sync in flight is over.
     pub(super) fn end_sync(&mut self, result: io::Result<()>) {
-        let Some(Active { ops, mark, second }) = self.round.active.take() else {
+        let Some(Active {
+            tickets,
+            mark,
+            second,
+        }) = self.round.active.take()
+        else {
             return;
         };
         let ok = match result {
-            Ok(()) => self.end_good_sync(mark, &ops, second),
+            Ok(()) => self.end_good_sync(mark, second),
             Err(e) => {
                 self.volume.note_failed_sync(&e);
                 for zone in self.volume.table.fail_flush() {
@@ -93,28 +96,45 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 Some(false)
             }
         };
-        let Some(ok) = ok else {
-            return self.submit_sync(ops, true);
-        };
-        self.volume.release_sync();
-        for id in ops {
-            self.synced(id, ok);
+        match ok {
+            Some(ok) => self.tell_synced(tickets, ok),
+            None => self.submit_sync(tickets, true),
+        }
+    }
+
+    /// Tells everyone for whom a round was, of this queue and of others.
+    fn tell_synced(&mut self, tickets: Vec<Ticket>, ok: bool) {
+        self.volume.end_sync();
+        for ticket in tickets {
+            if ticket.queue == self.queue {
+                self.synced(ticket.op, ok);
+            } else {
+                self.volume.post(Released::Synced(ticket, ok));
+            }
+        }
+    }
+
+    /// Gives up a round that does not end: it has failed for all.
+    pub(super) fn abandon_sync(&mut self) {
+        if let Some(active) = self.round.active.take() {
+            self.tell_synced(active.tickets, false);
         }
     }
 
     /// Writes the records of zones whose durable write pointer moved. `None`: these must be made
     /// durable by a second sync.
-    fn end_good_sync(&mut self, mark: FlushMark, ops: &[u32], second: bool) -> Option<bool> {
+    fn end_good_sync(&mut self, mark: FlushMark, second: bool) -> Option<bool> {
         let moved = self.volume.table.end_flush(mark);
         let mut ok = true;
         for &zone in &moved {
             ok &= self.volume.publish(zone, self.queue, &mut self.released);
         }
-        let again = ok && !second && !moved.is_empty() && !ops.is_empty();
+        let again = ok && !second && !moved.is_empty();
         (!again).then_some(ok)
     }
 
-    fn synced(&mut self, id: u32, ok: bool) {
+    /// The round that operation `id` waited for is over.
+    pub(super) fn synced(&mut self, id: u32, ok: bool) {
         match self.op(id).map(|op| &op.stage) {
             Some(Stage::Sync(outcome)) => {
                 let outcome = *outcome;

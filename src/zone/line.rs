@@ -15,20 +15,22 @@ pub struct Ticket {
     pub op: u32,
 }
 
-/// A write that left the line, or a parked operation that may try again.
+/// What an operation of a queue waited for has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Released {
     /// The write is over and counts (or does not).
     Write(Ticket, Result<(), ZoneError>),
     /// This zone is free again: begin once more, then say so by [`super::Table::retried`].
     Retry(Ticket, ZoneIndex),
+    /// The sync that the operation waited for is over; `false`: it failed.
+    Synced(Ticket, bool),
 }
 
 impl Released {
     /// Whose it is.
     pub const fn ticket(&self) -> Ticket {
         match self {
-            Self::Write(ticket, _) | Self::Retry(ticket, _) => *ticket,
+            Self::Write(ticket, _) | Self::Retry(ticket, _) | Self::Synced(ticket, _) => *ticket,
         }
     }
 }

@@ -479,10 +479,11 @@ impl Geometry {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn spec() -> GeometrySpec {
+    /// A disk with something of everything.
+    pub(crate) fn spec() -> GeometrySpec {
         GeometrySpec {
             model: Model::HostManaged,
             block_size: 4096,

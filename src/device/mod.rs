@@ -258,8 +258,9 @@ impl<M: Medium> Device<M> {
             let pass = worker.service(queue, &memory, accept.then_some(&policy));
             if pass.notify
                 && let Err(e) = state.signal_used_queue()
+                && let Some(more) = TROUBLE.allow()
             {
-                error!("queue {index}: cannot notify the guest: {e}");
+                error!("queue {index}: cannot notify the guest: {e} ({more} more like it)");
             }
             if !pass.again {
                 return;

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::geometry::{Geometry, ZoneIndex, ZoneType};
+use crate::geometry::{Geometry, ZoneIndex};
 use crate::zone::RecordCopy;
 
 use super::record::RECORD_LEN;
@@ -174,14 +174,8 @@ impl Layout {
 
     /// Bytes of data that `zone` holds: its capacity.
     pub fn data_len(&self, zone: ZoneIndex) -> u64 {
-        match self.geometry.zone_type(zone) {
-            ZoneType::Sequential => self.geometry.spec().zone_capacity,
-            ZoneType::Conventional => {
-                let start = u64::from(zone.0) * self.geometry.zone_size();
-                let rest = self.geometry.disk_size().saturating_sub(start);
-                rest.min(self.geometry.zone_size())
-            }
-        }
+        self.geometry
+            .block_bytes(self.geometry.zone_capacity_blocks(zone))
     }
 
     /// Where the tags of `zone` begin; an empty extent where the cipher has none.
@@ -192,6 +186,14 @@ impl Layout {
     /// Bytes of the tag extent of `zone`.
     pub fn tag_len(&self, zone: ZoneIndex) -> u64 {
         self.tags_for(self.data_len(zone))
+    }
+
+    /// Offset and length of all that belongs to `zone`: its data and its tags.
+    pub fn extents(&self, zone: ZoneIndex) -> (u64, u64) {
+        (
+            self.data_offset(zone),
+            self.extents_len(self.data_len(zone)),
+        )
     }
 
     fn tags_for(&self, data_len: u64) -> u64 {
@@ -209,21 +211,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::geometry::tests::spec;
     use crate::geometry::{GeometrySpec, MAX_ZONE_SIZE, MAX_ZONES, Model};
-
-    fn spec() -> GeometrySpec {
-        GeometrySpec {
-            model: Model::HostManaged,
-            block_size: 4096,
-            disk_size: 64 << 20,
-            zone_size: 4 << 20,
-            zone_capacity: 3 << 20,
-            conventional: 2,
-            max_open: 4,
-            max_active: 6,
-            max_append: 1 << 20,
-        }
-    }
 
     #[test]
     fn a_small_disk_lies_where_the_table_says() {

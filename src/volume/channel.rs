@@ -67,7 +67,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             ops: (0..depth).map(|_| None).collect(),
             free_ops: (0..u32::from(depth)).rev().collect(),
             pieces: (0..STORE_DEPTH).map(|_| None).collect(),
-            // The last token is the sync's.
+            // One place in the store is left for the sync.
             free_pieces: (0..STORE_DEPTH - 1).rev().collect(),
             pool: Pool::new(),
             keys: KeyCache::default(),

@@ -15,7 +15,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         match self.volume.table.open(zone, ticket) {
             Ok(Admission::Granted(closed)) => {
                 let both = closed.into_iter().chain([zone]);
-                self.publish_then(id, both, Status::Ok);
+                self.publish_and_finish(id, both);
             }
             other => self.not_granted(id, &other),
         }
@@ -23,7 +23,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
 
     pub(super) fn close_zone(&mut self, id: u32, zone: ZoneIndex, ticket: Ticket) {
         match self.volume.table.close(zone, ticket) {
-            Ok(Admission::Granted(())) => self.publish_then(id, [zone], Status::Ok),
+            Ok(Admission::Granted(())) => self.publish_and_finish(id, [zone]),
             other => self.not_granted(id, &other),
         }
     }
@@ -71,17 +71,12 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         self.volume.publish(zone, self.queue, &mut self.released)
     }
 
-    fn publish_then(
-        &mut self,
-        id: u32,
-        zones: impl IntoIterator<Item = ZoneIndex>,
-        status: Status,
-    ) {
+    fn publish_and_finish(&mut self, id: u32, zones: impl IntoIterator<Item = ZoneIndex>) {
         let mut ok = true;
         for zone in zones {
             ok &= self.publish_now(zone);
         }
-        self.finish(id, if ok { status } else { Status::IoError });
+        self.finish(id, if ok { Status::Ok } else { Status::IoError });
     }
 
     /// First step: new salts, in memory and in one copy of each record; the keys are evicted.

@@ -188,13 +188,12 @@ impl<M: Medium> Volume<M> {
         boot_id: BootId,
         stale: &[ZoneIndex],
     ) -> Result<(), VolumeError> {
-        let changed = self.table.touched();
         match opening {
             Opening::Clean => {}
             Opening::Killed => info!("the last daemon of this disk was killed: going on exactly"),
             Opening::PowerCut => warn!(
                 "the disk was not closed in order: {} zones return to their last flush",
-                changed.len()
+                self.table.touched().len()
             ),
         }
         // What a killed daemon wrote may still be in the page cache only.
@@ -246,10 +245,8 @@ impl<M: Medium> Volume<M> {
 
     /// The operation that gives back the space of a whole zone.
     fn deallocation(&self, zone: ZoneIndex) -> Op {
-        Op::Deallocate {
-            offset: self.layout.data_offset(zone),
-            len: self.layout.data_len(zone) + self.layout.tag_len(zone),
-        }
+        let (offset, len) = self.layout.extents(zone);
+        Op::Deallocate { offset, len }
     }
 
     fn set_header(

@@ -21,6 +21,8 @@ pub(super) const TOKEN: Token = Token::MAX;
 #[derive(Debug, Default)]
 pub(super) struct SyncRound {
     active: Option<Active>,
+    /// Operations of this queue that wait for a round, whoever's it is.
+    joined: usize,
 }
 
 impl SyncRound {
@@ -51,13 +53,15 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     /// Has an operation wait for a round; its stage says what follows.
     pub(super) fn join_sync(&mut self, op: u32) {
         let queue = self.queue;
+        self.round.joined += 1;
         self.volume.join_sync(Ticket { queue, op });
     }
 
     /// Starts a round if an operation of this queue waits for one and no other is under way, for
     /// all who wait, of whichever queue. `true` if a sync was submitted.
     pub(super) fn start_sync_round(&mut self) -> bool {
-        if self.round.active.is_some() {
+        // Most polls have nothing to sync and leave the shared gate alone.
+        if self.round.joined == 0 || self.round.active.is_some() {
             return false;
         }
         let Some(tickets) = self.volume.begin_sync(self.queue) else {
@@ -135,6 +139,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
 
     /// The round that operation `id` waited for is over.
     pub(super) fn synced(&mut self, id: u32, ok: bool) {
+        self.round.joined = self.round.joined.saturating_sub(1);
         match self.op(id).map(|op| &op.stage) {
             Some(Stage::Sync(outcome)) => {
                 let outcome = *outcome;

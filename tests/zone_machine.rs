@@ -83,10 +83,13 @@ mod tests {
                 durable: Blocks(0),
                 generation: Generation(0),
                 epoch: Epoch(0),
+                skipped: Skipped(0),
                 salt: ZoneSalt([0; 32]),
             },
             sequence: 0,
             copy: RecordCopy::A,
+            mirrored: true,
+            proven: Blocks(0),
         };
         let records = geometry.all_zones().map(|zone| Some(record(zone)));
         Table::new(geometry, records.collect(), Opening::Clean, Epoch(1))

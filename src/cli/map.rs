@@ -177,7 +177,10 @@ mod tests {
                     record: fresh_record(&geometry, zone, ZoneSalt([0; 32])),
                     sequence: 0,
                     copy: RecordCopy::A,
+                    mirrored: true,
+                    proven: Blocks(0),
                 }),
+                mac: [0; 32],
                 faults: [None, None],
                 stale: false,
             })

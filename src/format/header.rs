@@ -53,7 +53,9 @@ const STATE: Field<132, 4> = Field;
 const MAX_APPEND: Field<136, 8> = Field;
 const EPOCH: Field<144, 8> = Field;
 const BOOT_ID: Field<152, 16> = Field;
-const RESERVED: Field<168, 312> = Field;
+const RESERVED: Field<168, 16> = Field;
+const RECORDS_ROOT: Field<184, 32> = Field;
+const RESERVED_2: Field<216, 264> = Field;
 const MAC: Field<480, 32> = Field;
 
 const MODEL_HOST_MANAGED: u32 = 1;
@@ -84,6 +86,10 @@ impl OpenState {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct BootId(pub [u8; 16]);
 
+/// Stands for the newest record of every zone: see [`RecordKey::root`](super::RecordKey::root).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RecordsRoot(pub [u8; 32]);
+
 /// The header of a volume.
 ///
 /// 512 bytes at the start of each 4 KiB copy, the rest of which is zero. All numbers are
@@ -102,10 +108,10 @@ pub struct BootId(pub [u8; 16]);
 /// | 48 | 16 | volume uuid, in the byte order of RFC 9562 |
 /// | 64 | 8 | sequence number |
 /// | 72 | 8 | time of creation, seconds since 1970 UTC |
-/// | 80 | 4 | cipher: 1 aes-128-xts, 2 aes-256-xts |
+/// | 80 | 4 | cipher: 1 aes-128-xts, 2 aes-256-xts, 3 aes-256-gcm, 4 aes-256-xts+crc64 |
 /// | 84 | 4 | model: 1 host-managed, 2 plain |
 /// | 88 | 4 | block size, bytes |
-/// | 92 | 4 | tag slot size, bytes; 0: no tags |
+/// | 92 | 4 | tag slot size, bytes: 32 for ciphers 3 and 4, 0 for the others |
 /// | 96 | 8 | disk size, bytes |
 /// | 104 | 8 | zone size, bytes |
 /// | 112 | 8 | zone capacity, bytes |
@@ -114,9 +120,11 @@ pub struct BootId(pub [u8; 16]);
 /// | 128 | 4 | max active zones, 0 for no limit |
 /// | 132 | 4 | state: 1 clean, 2 open |
 /// | 136 | 8 | max append, bytes |
-/// | 144 | 8 | epoch of the last opening |
+/// | 144 | 8 | epoch of the last opening; not 0 once there was one |
 /// | 152 | 16 | boot id of the last opening |
-/// | 168 | 312 | zero; reserved, under feature flags: log region of conventional zones (16 at 168), Merkle root (32 at 184), external anchor (32 at 216), guest-visible tag (16 at 248) |
+/// | 168 | 16 | zero; reserved, under feature flags: log region of conventional zones |
+/// | 184 | 32 | records root if the state is clean ([`RecordKey::root`](super::RecordKey::root)), else zero |
+/// | 216 | 264 | zero; reserved, under feature flags: external anchor (32 at 216), guest-visible tag (16 at 248), Merkle root of tags (32 at 264) |
 /// | 480 | 32 | HMAC-SHA256 over bytes 0 to 479 with the CRC field zero |
 ///
 /// Bytes 0 to 71 are the preamble: their meaning is the same in every version. The MAC key is
@@ -137,6 +145,8 @@ pub struct Header {
     pub epoch: Epoch,
     /// The boot during which it was last opened.
     pub boot_id: BootId,
+    /// Of a clean disk, what stands for all its zone records; else zero.
+    pub records_root: RecordsRoot,
     uuid: Uuid,
     sequence: u64,
     created: u64,
@@ -158,6 +168,7 @@ impl Kept {
         COMPATIBLE.put(&mut kept, COMPATIBLE.get(header));
         READ_COMPATIBLE.put(&mut kept, READ_COMPATIBLE.get(header));
         RESERVED.put(&mut kept, RESERVED.get(header));
+        RESERVED_2.put(&mut kept, RESERVED_2.get(header));
         Self(kept)
     }
 }
@@ -175,11 +186,12 @@ impl Header {
             state: OpenState::Clean,
             epoch: Epoch(0),
             boot_id: BootId::default(),
+            records_root: RecordsRoot::default(),
             uuid,
             sequence: 0,
             created,
             cipher,
-            tag_slot_bytes: 0,
+            tag_slot_bytes: cipher.tag_slot_bytes(),
             geometry: *geometry,
             kept: Kept([0; HEADER_LEN]),
         }
@@ -262,6 +274,7 @@ impl Header {
         );
         EPOCH.put_u64(&mut bytes, self.epoch.0);
         BOOT_ID.put(&mut bytes, self.boot_id.0);
+        RECORDS_ROOT.put(&mut bytes, self.records_root.0);
         CRC.put_u32(&mut bytes, 0);
         let mac = key.mac(&bytes).finalize().into_bytes();
         MAC.put(&mut bytes, mac.into());
@@ -271,6 +284,12 @@ impl Header {
         area[..HEADER_LEN].copy_from_slice(&bytes);
         area
     }
+}
+
+/// Whether ciphers with tags are for this disk. Data and tag are two writes; only where a block is
+/// written once, behind a write pointer, does a crash between them lose nothing.
+pub fn takes_tags(geometry: &Geometry) -> bool {
+    geometry.spec().model == Model::HostManaged && geometry.conventional() == 0
 }
 
 fn put_geometry(bytes: &mut [u8; HEADER_LEN], geometry: &Geometry) {
@@ -381,15 +400,24 @@ impl RawHeader {
     fn decode(&self) -> Result<Header, HeaderError> {
         let bytes = &self.bytes;
         let flagged = COMPATIBLE.u64(bytes) != 0 || READ_COMPATIBLE.u64(bytes) != 0;
-        let reserved_clear =
-            RESERVED.get(bytes) == [0; 312] && PREAMBLE_RESERVED.get(bytes) == [0; 4];
+        let reserved_clear = RESERVED.get(bytes) == [0; 16]
+            && RESERVED_2.get(bytes) == [0; 264]
+            && PREAMBLE_RESERVED.get(bytes) == [0; 4];
         if !flagged && !reserved_clear {
             return Err(HeaderError::Reserved);
         }
-        let cipher = CIPHER.u32(bytes);
+        let number = CIPHER.u32(bytes);
+        let cipher = u8::try_from(number)
+            .ok()
+            .and_then(Cipher::from_id)
+            .ok_or(HeaderError::Cipher(number))?;
         let tag_slot_bytes = TAG_SLOT.u32(bytes);
-        if tag_slot_bytes != 0 {
+        if tag_slot_bytes != cipher.tag_slot_bytes() {
             return Err(HeaderError::TagSlot(tag_slot_bytes));
+        }
+        let geometry = self.decode_geometry()?;
+        if tag_slot_bytes != 0 && !takes_tags(&geometry) {
+            return Err(HeaderError::TaggedInPlace(cipher));
         }
         let state = match STATE.u32(bytes) {
             STATE_CLEAN => OpenState::Clean,
@@ -400,15 +428,13 @@ impl RawHeader {
             state,
             epoch: Epoch(EPOCH.u64(bytes)),
             boot_id: BootId(BOOT_ID.get(bytes)),
+            records_root: RecordsRoot(RECORDS_ROOT.get(bytes)),
             uuid: self.uuid(),
             sequence: self.sequence(),
             created: CREATED.u64(bytes),
-            cipher: u8::try_from(cipher)
-                .ok()
-                .and_then(Cipher::from_id)
-                .ok_or(HeaderError::Cipher(cipher))?,
+            cipher,
             tag_slot_bytes,
-            geometry: self.decode_geometry()?,
+            geometry,
             kept: Kept::of(bytes),
         })
     }
@@ -467,9 +493,12 @@ pub enum HeaderError {
     /// Unknown cipher.
     #[error("cipher number {0} is not known to this program")]
     Cipher(u32),
-    /// Unknown tag slot size.
-    #[error("tag slots of {0} bytes are not known to this program")]
+    /// Not the tag slot size of the cipher.
+    #[error("tag slots of {0} bytes do not belong to this cipher")]
     TagSlot(u32),
+    /// A cipher with tags on zones that are written in place.
+    #[error("{0} needs every zone to be sequential: blocks that are written in place have no tags")]
+    TaggedInPlace(Cipher),
     /// Unknown state.
     #[error("the header holds an unknown state {0}")]
     State(u32),

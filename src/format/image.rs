@@ -11,14 +11,16 @@ use crate::crypt::Cipher;
 use crate::geometry::{Blocks, Generation, Geometry, ZoneIndex, ZoneType};
 use crate::secret::{Credential, SecretError, VolumeKey, random_bytes};
 use crate::store::Medium;
-use crate::zone::{Epoch, Loaded, RecordCopy, RecordWrite, ZoneRecord, ZoneSalt, ZoneState};
+use crate::zone::{
+    Epoch, Loaded, RecordCopy, RecordWrite, Skipped, ZoneRecord, ZoneSalt, ZoneState,
+};
 
-use super::header::{Header, HeaderError, HeaderKey, RawHeader};
+use super::header::{Header, HeaderError, HeaderKey, RawHeader, RecordsRoot, takes_tags};
 use super::layout::{
     HEADER_AREA_LEN, HeaderCopy, Layout, PAGE, PROTECTOR_SLOTS, RECORDS_START, TagSlotError,
 };
 use super::protector::{Protector, ProtectorError, Slot};
-use super::record::{RECORD_LEN, RecordError, RecordKey, decode_unverified};
+use super::record::{MAC_LEN, RECORD_LEN, RecordError, RecordKey, carried_mac, decode_unverified};
 
 /// Both copies of the zone records, in the order they lie in.
 const RECORD_COPIES: [RecordCopy; 2] = [RecordCopy::A, RecordCopy::B];
@@ -53,7 +55,10 @@ pub struct CreateSpec<'a> {
 /// protectors are written and synced; header A, sync; header B, sync. Whatever interrupts it, the
 /// medium holds no valid header before everything that a header vouches for is durable.
 pub fn create(medium: &impl Medium, spec: &CreateSpec<'_>) -> Result<Layout, ImageError> {
-    let layout = Layout::new(spec.geometry, 0)?;
+    if spec.cipher.is_tagged() && !takes_tags(spec.geometry) {
+        return Err(HeaderError::TaggedInPlace(spec.cipher).into());
+    }
+    let layout = Layout::new(spec.geometry, spec.cipher.tag_slot_bytes())?;
     check_len(medium, layout.image_len())?;
     let header_key = HeaderKey::new(spec.volume_key, &spec.uuid)?;
     let record_key = RecordKey::new(spec.volume_key, &spec.uuid)?;
@@ -65,6 +70,8 @@ pub fn create(medium: &impl Medium, spec: &CreateSpec<'_>) -> Result<Layout, Ima
     medium.write_at(Layout::protector_offset(0), &spec.protector.encode())?;
     medium.sync()?;
     let mut header = Header::new(spec.uuid, spec.cipher, spec.geometry, spec.created);
+    let records = load_records(medium, &layout, spec.geometry, &record_key)?;
+    header.records_root = records_root(&record_key, &records);
     medium.write_at(
         Layout::header_offset(HeaderCopy::of_sequence(header.sequence())),
         &header.encode(&header_key),
@@ -85,6 +92,7 @@ pub fn fresh_record(geometry: &Geometry, zone: ZoneIndex, salt: ZoneSalt) -> Zon
         durable: Blocks(0),
         generation: Generation(0),
         epoch: Epoch(0),
+        skipped: Skipped(0),
         salt,
     }
 }
@@ -320,6 +328,8 @@ pub fn write_record(
 pub struct LoadedRecord {
     /// The newer valid copy. `None`: both are lost, and the zone with them, for its salt is.
     pub newest: Option<Loaded>,
+    /// The MAC of `newest`, zero where there is none.
+    pub mac: [u8; MAC_LEN],
     /// What is wrong with copy A and with copy B.
     pub faults: [Option<RecordError>; 2],
     /// The older copy is of another generation: a reset was cut off before it erased the old salt.
@@ -374,7 +384,7 @@ fn load_by(
         let (a, _) = bytes[0].as_chunks::<RECORD_LEN>();
         let (b, _) = bytes[1].as_chunks::<RECORD_LEN>();
         for (zone, (a, b)) in (first.0..).map(ZoneIndex).zip(a.iter().zip(b)) {
-            loaded.push(judge([decode(zone, a), decode(zone, b)]));
+            loaded.push(judge([a, b], |bytes| decode(zone, bytes)));
         }
     }
     // Beside a daemon that is writing, copies read at two moments can both be caught half-way.
@@ -384,28 +394,45 @@ fn load_by(
             for (bytes, copy) in pair.iter_mut().zip(RECORD_COPIES) {
                 medium.read_at(layout.record_offset(copy, zone), bytes)?;
             }
-            *record = judge(pair.map(|bytes| decode(zone, &bytes)));
+            let [a, b] = &pair;
+            *record = judge([a, b], |bytes| decode(zone, bytes));
         }
     }
     Ok(loaded)
 }
 
-fn judge(decoded: [Result<(u64, ZoneRecord), RecordError>; 2]) -> LoadedRecord {
+/// What stands for all of a disk's records.
+pub fn records_root(key: &RecordKey, records: &[LoadedRecord]) -> RecordsRoot {
+    key.root(records.iter().map(|record| &record.mac))
+}
+
+fn judge(
+    copies: [&[u8; RECORD_LEN]; 2],
+    decode: impl Fn(&[u8; RECORD_LEN]) -> Result<(u64, ZoneRecord), RecordError>,
+) -> LoadedRecord {
     let mut newest: Option<Loaded> = None;
+    let mut mac = [0; MAC_LEN];
     let mut faults = [None, None];
     let mut stale = false;
-    for ((copy, decoded), fault) in RECORD_COPIES.into_iter().zip(decoded).zip(&mut faults) {
-        match decoded {
+    for ((copy, bytes), fault) in RECORD_COPIES.into_iter().zip(copies).zip(&mut faults) {
+        match decode(bytes) {
             Ok((sequence, record)) => {
                 let other = newest.map(|other| other.record);
                 stale = other.is_some_and(|other| other.generation != record.generation);
-                // Equal numbers are equal content: those of a new image.
-                if newest.is_none_or(|best| best.sequence < sequence) {
-                    newest = Some(Loaded {
-                        record,
-                        sequence,
-                        copy,
-                    });
+                // Equal numbers are equal content: those of a new image or of one closed in order.
+                let mirrored = newest.is_some_and(|other| other.sequence == sequence);
+                match &mut newest {
+                    Some(best) if best.sequence >= sequence => best.mirrored = mirrored,
+                    _ => {
+                        mac = carried_mac(bytes);
+                        newest = Some(Loaded {
+                            record,
+                            sequence,
+                            copy,
+                            mirrored: false,
+                            proven: record.durable,
+                        });
+                    }
                 }
             }
             Err(error) => *fault = Some(error),
@@ -413,6 +440,7 @@ fn judge(decoded: [Result<(u64, ZoneRecord), RecordError>; 2]) -> LoadedRecord {
     }
     LoadedRecord {
         newest,
+        mac,
         faults,
         stale,
     }

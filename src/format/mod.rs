@@ -17,6 +17,7 @@ mod record;
 
 pub use header::{
     BootId, FORMAT_VERSION, HEADER_LEN, Header, HeaderError, HeaderKey, OpenState, RawHeader,
+    RecordsRoot, takes_tags,
 };
 pub use image::{CreateSpec, ImageError, LoadedRecord, Unlocked};
 pub use layout::{

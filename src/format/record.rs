@@ -9,9 +9,10 @@ use uuid::Uuid;
 
 use crate::geometry::{Blocks, Generation, Geometry, ZoneIndex, ZoneType};
 use crate::secret::{SecretError, VolumeKey};
-use crate::zone::{Epoch, ZoneRecord, ZoneSalt, ZoneState};
+use crate::zone::{Epoch, Skipped, ZoneRecord, ZoneSalt, ZoneState};
 
 use super::field::Field;
+use super::header::RecordsRoot;
 
 /// Bytes of a zone record: four to a sector, so that none is ever torn.
 pub const RECORD_LEN: usize = 128;
@@ -29,8 +30,17 @@ const DURABLE: Field<24, 8> = Field;
 const GENERATION: Field<32, 8> = Field;
 const EPOCH: Field<40, 8> = Field;
 const SALT: Field<48, 32> = Field;
-const RESERVED: Field<80, 16> = Field;
-const MAC: Field<96, 32> = Field;
+const SKIPPED: Field<80, 4> = Field;
+const RESERVED: Field<84, 12> = Field;
+const MAC: Field<96, MAC_LEN> = Field;
+
+/// Bytes of a record's MAC.
+pub(super) const MAC_LEN: usize = 32;
+
+/// The MAC that a record carries, sound or not.
+pub(super) fn carried_mac(bytes: &[u8; RECORD_LEN]) -> [u8; MAC_LEN] {
+    MAC.get(bytes)
+}
 
 /// Writes and reads the zone records of one volume.
 ///
@@ -46,9 +56,10 @@ const MAC: Field<96, 32> = Field;
 /// | 16 | 8 | blocks written, from the start of the zone; 0 in a conventional zone |
 /// | 24 | 8 | blocks durable; 0 in a conventional zone |
 /// | 32 | 8 | generation |
-/// | 40 | 8 | epoch |
+/// | 40 | 8 | epoch under which the zone was last written to |
 /// | 48 | 32 | salt of the zone key |
-/// | 80 | 16 | zero, reserved for a place or a table of tag epochs |
+/// | 80 | 4 | counters skipped: what a tag slot's counter is ahead of its block under that epoch |
+/// | 84 | 12 | zero, reserved for a place |
 /// | 96 | 32 | HMAC-SHA256 over the volume's uuid (16 bytes) and bytes 0 to 95 |
 ///
 /// The MAC key is HKDF-SHA512(volume key; salt = uuid; info = "zonevault 1 zone record mac" ||
@@ -86,6 +97,7 @@ impl RecordKey {
         GENERATION.put_u64(&mut bytes, record.generation.0);
         EPOCH.put_u64(&mut bytes, record.epoch.0);
         SALT.put(&mut bytes, record.salt.0);
+        SKIPPED.put_u32(&mut bytes, record.skipped.0);
         let mac = self.mac(&bytes).finalize().into_bytes();
         MAC.put(&mut bytes, mac.into());
         bytes
@@ -103,6 +115,19 @@ impl RecordKey {
             .verify_slice(&MAC.get(bytes))
             .map_err(|_| RecordError::Forged)?;
         decode_unverified(geometry, zone, bytes)
+    }
+
+    /// What stands for all records of a disk: HMAC-SHA256 with the same key over the volume's uuid,
+    /// the ASCII bytes "records", and for every zone in order the MAC of its newest sound record
+    /// (32 bytes; zero where there is none). A header that says the disk is clean holds it, so that
+    /// records put back from an older copy are noticed.
+    pub fn root<'a>(&self, macs: impl IntoIterator<Item = &'a [u8; MAC_LEN]>) -> RecordsRoot {
+        let mut mac = self.prepared.clone();
+        mac.update(b"records");
+        for of_zone in macs {
+            mac.update(of_zone);
+        }
+        RecordsRoot(mac.finalize().into_bytes().into())
     }
 
     fn mac(&self, bytes: &[u8; RECORD_LEN]) -> Hmac<Sha256> {
@@ -131,7 +156,7 @@ pub(super) fn decode_unverified(
     if ZONE.u32(bytes) != zone.0 {
         return Err(RecordError::Zone(ZONE.u32(bytes)));
     }
-    if FLAGS.get(bytes) != [0; 2] || RESERVED.get(bytes) != [0; 16] {
+    if FLAGS.get(bytes) != [0; 2] || RESERVED.get(bytes) != [0; 12] {
         return Err(RecordError::Reserved);
     }
     let [state] = STATE.get(bytes);
@@ -142,6 +167,7 @@ pub(super) fn decode_unverified(
         generation: Generation(GENERATION.u64(bytes)),
         epoch: Epoch(EPOCH.u64(bytes)),
         salt: ZoneSalt(SALT.get(bytes)),
+        skipped: Skipped(SKIPPED.u32(bytes)),
     };
     let capacity = geometry.zone_capacity_blocks(zone);
     if record.durable > record.written || record.written > capacity {
@@ -250,6 +276,7 @@ mod tests {
             durable: Blocks(16),
             generation: Generation(3),
             epoch: Epoch(0x1122_3344_5566_7788),
+            skipped: Skipped(0x0a0b_0c0d),
             salt: ZoneSalt([9; 32]),
         }
     }
@@ -264,7 +291,8 @@ mod tests {
         assert_eq!(bytes[32], 3);
         assert_eq!(bytes[40..48], 0x1122_3344_5566_7788_u64.to_le_bytes());
         assert_eq!(bytes[48..80], [9; 32]);
-        assert_eq!(bytes[80..96], [0; 16]);
+        assert_eq!(bytes[80..84], [0x0d, 0x0c, 0x0b, 0x0a]);
+        assert_eq!(bytes[84..96], [0; 12]);
     }
 
     #[test]
@@ -344,6 +372,7 @@ mod tests {
             durable in 0_u64..=256,
             generation: u64,
             epoch: u64,
+            skipped: u32,
             salt: [u8; 32],
             sequence: u64,
             zone in 1_u32..16,
@@ -354,6 +383,7 @@ mod tests {
                 durable: Blocks(durable.min(written)),
                 generation: Generation(generation),
                 epoch: Epoch(epoch),
+                skipped: Skipped(skipped),
                 salt: ZoneSalt(salt),
             };
             let key = key(1, 2);

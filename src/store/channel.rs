@@ -20,15 +20,15 @@ use log::info;
 
 use super::sys;
 use super::uring::Ring;
-use super::{Completion, IoBuf, Op, Store, Token};
+use super::{Completion, Op, Store, Token};
 
 /// The descriptor that carries data, and how it wants to be used.
 #[derive(Debug)]
 pub(super) struct Data {
     file: File,
     way: Way,
-    /// The descriptor with the owner's lock: held for as long as anybody may write.
-    _owner: File,
+    /// The descriptor of the metadata, with the owner's lock: held for as long as anybody may write.
+    metadata: File,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,16 +42,20 @@ pub(super) enum Way {
 }
 
 impl Data {
-    pub(super) fn new(file: File, way: Way, owner: File) -> Self {
+    pub(super) fn new(file: File, way: Way, metadata: File) -> Self {
         Self {
             file,
             way,
-            _owner: owner,
+            metadata,
         }
     }
 
     pub(super) fn file(&self) -> &File {
         &self.file
+    }
+
+    pub(super) fn metadata(&self) -> &File {
+        &self.metadata
     }
 
     pub(super) fn is_direct(&self) -> bool {
@@ -120,6 +124,10 @@ impl FileStore {
         let file = &self.data.file;
         let (result, buf) = match op {
             Op::Read { offset, mut buf } => (file.read_exact_at(&mut buf, offset), Some(buf)),
+            Op::ReadMetadata { offset, mut buf } => {
+                let read = self.data.metadata.read_exact_at(&mut buf, offset);
+                (read, Some(buf))
+            }
             Op::Write { offset, buf } => (file.write_all_at(&buf, offset), Some(buf)),
             Op::Sync => (file.sync_data(), None),
             Op::Deallocate { len: 0, .. } => (Ok(()), None),
@@ -138,17 +146,29 @@ impl FileStore {
     }
 
     /// Reads what is in the page cache, and sends the rest to the ring to wait for the device.
-    fn read_cached(&mut self, offset: u64, mut buf: IoBuf, token: Token) {
+    fn read_cached(&mut self, mut op: Op, token: Token) {
         // No error is final here: the ring meets it again, and knows which ones pass.
-        let done = sys::read_cached(&self.data.file, offset, &mut buf).unwrap_or(0);
-        if done < buf.len() {
-            return self.hand_to_ring(Op::Read { offset, buf }, token, done);
+        let (done, len) = match &mut op {
+            Op::Read { offset, buf } => {
+                (sys::read_cached(&self.data.file, *offset, buf), buf.len())
+            }
+            Op::ReadMetadata { offset, buf } => (
+                sys::read_cached(&self.data.metadata, *offset, buf),
+                buf.len(),
+            ),
+            _ => (Ok(0), 1),
+        };
+        let done = done.unwrap_or(0);
+        match op {
+            Op::Read { buf, .. } | Op::ReadMetadata { buf, .. } if done == len => {
+                self.done.push(Completion {
+                    token,
+                    result: Ok(()),
+                    buf: Some(buf),
+                });
+            }
+            op => self.hand_to_ring(op, token, done),
         }
-        self.done.push(Completion {
-            token,
-            result: Ok(()),
-            buf: Some(buf),
-        });
     }
 }
 
@@ -163,7 +183,9 @@ pub(super) fn deallocated(result: io::Result<()>) -> io::Result<()> {
 /// Whether there is nothing to do for an operation but to complete it.
 fn is_empty(op: &Op) -> bool {
     match op {
-        Op::Read { buf, .. } | Op::Write { buf, .. } => buf.is_empty(),
+        Op::Read { buf, .. } | Op::ReadMetadata { buf, .. } | Op::Write { buf, .. } => {
+            buf.is_empty()
+        }
         Op::Sync => false,
         Op::Deallocate { len, .. } => *len == 0,
     }
@@ -175,9 +197,13 @@ impl Store for FileStore {
             return self.perform(op, token);
         }
         match (self.data.way, op) {
-            (Way::Cached, Op::Read { offset, buf }) => self.read_cached(offset, buf, token),
             (Way::Cached, op @ Op::Write { .. })
-            | (Way::Memory, op @ (Op::Read { .. } | Op::Write { .. })) => self.perform(op, token),
+            | (Way::Memory, op @ (Op::Read { .. } | Op::ReadMetadata { .. } | Op::Write { .. })) => {
+                self.perform(op, token)
+            }
+            (Way::Cached, op @ Op::Read { .. }) | (_, op @ Op::ReadMetadata { .. }) => {
+                self.read_cached(op, token);
+            }
             (_, op) => self.hand_to_ring(op, token, 0),
         }
     }

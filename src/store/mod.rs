@@ -1,9 +1,10 @@
 //! Where bytes live: the [`Medium`] holds an image, a [`Store`] is one worker's channel to it.
 //!
 //! The store knows offsets and buffers and nothing of what they mean. Two kinds of access share
-//! an image and never a byte range: *metadata* (header, protectors, zone records) is small, goes
-//! through the page cache synchronously ([`Medium::read_at`], [`Medium::write_at`]) and so
-//! outlives a killed daemon the moment the call returns; *data* goes through a [`Store`],
+//! an image and never a byte range: *metadata* (header, protectors, zone records, tag slots) is
+//! small, goes through the page cache synchronously ([`Medium::read_at`], [`Medium::write_at`];
+//! [`Op::ReadMetadata`] waits for the device elsewhere) and so outlives a killed daemon the moment
+//! the call returns; *data* goes through a [`Store`],
 //! asynchronously where that pays. One [`Op::Sync`], or [`Medium::sync`], makes both durable.
 //!
 //! Media assumptions: a 512-byte sector is written whole or not at all; what was written before a
@@ -35,6 +36,14 @@ pub type Token = u64;
 pub enum Op {
     /// Fill the whole buffer from byte `offset`.
     Read {
+        /// Byte offset in the image.
+        offset: u64,
+        /// Filled on success; of unspecified content on failure.
+        buf: IoBuf,
+    },
+    /// The same for metadata: through the page cache, where [`Medium::write_at`] puts it, whatever
+    /// way data goes, and of any alignment.
+    ReadMetadata {
         /// Byte offset in the image.
         offset: u64,
         /// Filled on success; of unspecified content on failure.

@@ -84,8 +84,9 @@ pub(super) struct Ring {
     /// The errno after which the kernel takes nothing any more.
     broken: Option<i32>,
     idle_reaps: u32,
-    /// How entries name the file: its place in the ring's table, or its descriptor.
-    file: RawFd,
+    /// How entries name the descriptors of data and metadata: their places in the ring's table, or
+    /// their numbers.
+    files: [RawFd; 2],
     flags: squeue::Flags,
 }
 
@@ -135,13 +136,13 @@ impl Ring {
         let ring = build(depth)?;
         let event = Event::new()?;
         ring.submitter().register_eventfd(event.fd().as_raw_fd())?;
-        let fd = data.file().as_raw_fd();
+        let fds = [data.file().as_raw_fd(), data.metadata().as_raw_fd()];
         // Registered, the file needs no reference counting by each operation.
-        let (file, flags) = match ring.submitter().register_files(&[fd]) {
-            Ok(()) => (0, squeue::Flags::FIXED_FILE),
+        let (files, flags) = match ring.submitter().register_files(&fds) {
+            Ok(()) => ([0, 1], squeue::Flags::FIXED_FILE),
             Err(e) => {
                 debug!("io_uring: file not registered: {e}");
-                (fd, squeue::Flags::empty())
+                (fds, squeue::Flags::empty())
             }
         };
         let slot = || Slot {
@@ -162,7 +163,7 @@ impl Ring {
             enabled: false,
             broken: None,
             idle_reaps: 0,
-            file,
+            files,
             flags,
         })
     }
@@ -270,7 +271,12 @@ impl Ring {
     fn enqueue(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
         let Some(op) = &mut slot.op else { return };
-        let entry = entry(op, slot.done, Fd(self.file))
+        let [data, metadata] = self.files;
+        let file = match op {
+            Op::ReadMetadata { .. } => metadata,
+            _ => data,
+        };
+        let entry = entry(op, slot.done, Fd(file))
             .flags(self.flags)
             .user_data(index.into());
         // SAFETY: the file is open and the memory that the entry names belongs to the operation in
@@ -375,7 +381,7 @@ fn entry(op: &mut Op, done: usize, file: Fd) -> squeue::Entry {
         (rest.as_mut_ptr(), u32::try_from(len).unwrap_or(0))
     };
     match op {
-        Op::Read { offset, buf } => {
+        Op::Read { offset, buf } | Op::ReadMetadata { offset, buf } => {
             let (memory, len) = part(buf);
             opcode::Read::new(file, memory, len)
                 .offset(*offset + done as u64)
@@ -418,7 +424,9 @@ fn judge(slot: &mut Slot, answer: i32, alignment: u64) -> Verdict {
         });
     };
     let (len, ended) = match &slot.op {
-        Some(Op::Read { buf, .. }) => (buf.len(), io::ErrorKind::UnexpectedEof),
+        Some(Op::Read { buf, .. } | Op::ReadMetadata { buf, .. }) => {
+            (buf.len(), io::ErrorKind::UnexpectedEof)
+        }
         Some(Op::Write { buf, .. }) => (buf.len(), io::ErrorKind::WriteZero),
         Some(Op::Sync | Op::Deallocate { .. }) | None => return Verdict::Finished(Ok(())),
     };
@@ -438,7 +446,7 @@ fn judge(slot: &mut Slot, answer: i32, alignment: u64) -> Verdict {
 
 fn finished(op: Op, token: Token, result: io::Result<()>) -> Completion {
     let buf = match op {
-        Op::Read { buf, .. } | Op::Write { buf, .. } => Some(buf),
+        Op::Read { buf, .. } | Op::ReadMetadata { buf, .. } | Op::Write { buf, .. } => Some(buf),
         Op::Sync | Op::Deallocate { .. } => None,
     };
     Completion { token, result, buf }

@@ -4,6 +4,7 @@ use crate::geometry::{Blocks, Generation, ZoneIndex};
 
 use super::line::Released;
 use super::record::RecordWrite;
+use super::{Epoch, Skipped};
 
 /// Whether an operation may go on now.
 #[derive(Debug)]
@@ -26,6 +27,10 @@ pub struct Grant {
     pub start: Blocks,
     /// The generation whose key encrypts it.
     pub generation: Generation,
+    /// With `skipped`, what stamps its blocks.
+    pub epoch: Epoch,
+    /// See `epoch`.
+    pub skipped: Skipped,
     /// Zone that lost its open slot to this one, whose record must be written ([`super::Table::settle`]).
     pub closed: Option<ZoneIndex>,
     pub(super) number: u64,
@@ -46,6 +51,9 @@ pub struct ReadView {
 pub struct Settled {
     /// A zone record to write first.
     pub record: Option<RecordWrite>,
+    /// The write pointer fell back: the record must be durable, and [`super::Table::end_fence`] be
+    /// called, before the zone takes writes again.
+    pub fence: bool,
     /// Who is to be told afterwards.
     pub released: Vec<Released>,
 }

@@ -16,6 +16,7 @@
 //! RESET and FINISH need the line empty; who finds it busy is *parked* and retried when it drains.
 
 mod answer;
+mod entry;
 mod line;
 mod record;
 mod recover;
@@ -29,9 +30,9 @@ mod tests;
 pub use answer::{Admission, Finished, FlushMark, Grant, ReadView, Settled};
 pub use line::{Released, Ticket};
 pub use record::{Loaded, RecordCopy, RecordWrite};
-pub use recover::Opening;
+pub use recover::{Opening, provable};
 pub use report::ZoneInfo;
-pub use state::{Epoch, ZoneRecord, ZoneSalt, ZoneState};
+pub use state::{Epoch, Skipped, ZoneRecord, ZoneSalt, ZoneState};
 pub use table::Table;
 
 use thiserror::Error;

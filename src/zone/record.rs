@@ -1,5 +1,7 @@
 //! Which of a zone record's two copies is written next.
 
+use crate::geometry::Blocks;
+
 use super::ZoneRecord;
 
 /// One of the two places of a zone record on disk.
@@ -31,6 +33,11 @@ pub struct Loaded {
     pub sequence: u64,
     /// Where it was found.
     pub copy: RecordCopy,
+    /// The other copy is the same.
+    pub mirrored: bool,
+    /// Blocks, from the start of the zone, that are there for certain, also after a power cut: the
+    /// durable ones, and what tags prove beyond them.
+    pub proven: Blocks,
 }
 
 /// An order to write a zone record.
@@ -48,7 +55,8 @@ pub struct RecordWrite {
 ///
 /// Write order: as long as the newest copy is not durable, it is rewritten in place; once a sync
 /// has made it durable, the next write goes to the other copy. So at any moment one copy is not
-/// in flight, and power loss costs at most what was not flushed.
+/// in flight, and power loss costs at most what was not flushed. When a disk is closed in order the
+/// other copy is made the same, so that damage to one costs nothing.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RecordPlace {
     sequence: u64,
@@ -56,16 +64,32 @@ pub(super) struct RecordPlace {
     written: u64,
     newest: RecordCopy,
     durable: bool,
+    /// The other copy is the same as the newest.
+    mirrored: bool,
 }
 
 impl RecordPlace {
-    pub(super) fn loaded(sequence: u64, newest: RecordCopy) -> Self {
+    pub(super) fn loaded(sequence: u64, newest: RecordCopy, mirrored: bool) -> Self {
         Self {
             sequence,
             written: sequence,
             newest,
             durable: true,
+            mirrored,
         }
+    }
+
+    /// An order to make the other copy the same, if it is not and nothing is in flight.
+    pub(super) fn mirror(&mut self, record: ZoneRecord) -> Option<RecordWrite> {
+        if self.mirrored || !self.durable {
+            return None;
+        }
+        self.mirrored = true;
+        Some(RecordWrite {
+            record,
+            sequence: self.sequence,
+            copy: self.newest.other(),
+        })
     }
 
     /// The place and number for the next record.
@@ -74,6 +98,7 @@ impl RecordPlace {
             self.newest = self.newest.other();
             self.durable = false;
         }
+        self.mirrored = false;
         self.sequence = self.sequence.saturating_add(1);
         RecordWrite {
             record,
@@ -110,7 +135,7 @@ impl RecordPlace {
 mod tests {
     use super::*;
     use crate::geometry::{Blocks, Generation};
-    use crate::zone::{Epoch, ZoneSalt, ZoneState};
+    use crate::zone::{Epoch, Skipped, ZoneSalt, ZoneState};
 
     #[test]
     fn the_durable_copy_is_never_in_flight() {
@@ -120,9 +145,10 @@ mod tests {
             durable: Blocks(0),
             generation: Generation(0),
             epoch: Epoch(0),
+            skipped: Skipped(0),
             salt: ZoneSalt([0; 32]),
         };
-        let mut place = RecordPlace::loaded(7, RecordCopy::A);
+        let mut place = RecordPlace::loaded(7, RecordCopy::A, true);
         let first = place.advance(record);
         assert_eq!((first.copy, first.sequence), (RecordCopy::B, 8));
         let second = place.advance(record);
@@ -130,7 +156,15 @@ mod tests {
         assert_eq!(place.covered(), 7, "neither write has returned");
         assert!(!place.synced(8), "the sync did not cover the newest");
         assert_eq!(place.advance(record).copy, RecordCopy::B);
+        assert_eq!(
+            place.mirror(record),
+            None,
+            "the newest may not be on the medium"
+        );
         assert!(place.synced(10));
+        let twin = place.mirror(record).unwrap();
+        assert_eq!((twin.copy, twin.sequence), (RecordCopy::A, 10));
+        assert_eq!(place.mirror(record), None);
         assert_eq!(place.advance(record).copy, RecordCopy::A);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::geometry::{Blocks, Geometry, ZoneIndex, ZoneType};
 
-use super::{ZoneRecord, ZoneState};
+use super::{Loaded, ZoneRecord, ZoneState};
 
 /// How the disk was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,28 +16,36 @@ pub enum Opening {
     PowerCut,
 }
 
-/// The record under which a zone starts. Idempotent, and never moves a durable write pointer.
+/// The record under which a zone starts. Idempotent, and never moves a durable write pointer back.
 ///
-/// After a power cut a cipher without tags cannot tell data that reached the medium from data
-/// that did not, so the write pointer returns to the durable one. A zone that was full by writing
-/// is then not full any more; one that was finished early keeps that state, for the blocks it
-/// lacks read as zeroes either way.
+/// After a power cut the zone holds what is proven to be there. A cipher without tags cannot tell
+/// data that reached the medium from data that did not, so that is what a flush covered; with tags
+/// it is also what verifies behind that, which may be more than the record has heard of. A zone
+/// that was full by writing may then not be full any more, or one be full that was not; one that
+/// was finished early keeps that state, for the blocks it lacks read as zeroes either way.
 pub(super) fn recover(
     geometry: &Geometry,
     index: ZoneIndex,
-    record: ZoneRecord,
+    loaded: &Loaded,
     opening: Opening,
 ) -> ZoneRecord {
+    let record = loaded.record;
     if geometry.zone_type(index) == ZoneType::Conventional {
         return record;
     }
     let mut recovered = record;
     if opening == Opening::PowerCut {
-        let lost = record.written > record.durable;
-        recovered.written = record.durable;
-        let filled = record.written == geometry.zone_capacity_blocks(index);
-        if record.state == ZoneState::Full && lost && filled {
-            recovered.state = ZoneState::Closed;
+        let capacity = geometry.zone_capacity_blocks(index);
+        recovered.written = loaded.proven;
+        recovered.durable = loaded.proven;
+        let filled = record.written == capacity;
+        recovered.state = match record.state {
+            ZoneState::Full if filled && loaded.proven < capacity => ZoneState::Closed,
+            ZoneState::Empty if loaded.proven > Blocks(0) => ZoneState::Closed,
+            state => state,
+        };
+        if recovered.state.is_active() && loaded.proven == capacity {
+            recovered.state = ZoneState::Full;
         }
     }
     // One that was closed to make room before its first write was over holds nothing.
@@ -46,6 +54,17 @@ pub(super) fn recover(
         recovered.state = switched_off(&recovered);
     }
     recovered
+}
+
+/// How far behind the proven blocks of a zone tags may prove more after a power cut: to its end, or,
+/// if it was finished, to where the data ended then. Nowhere if its record or its key is lost.
+pub fn provable(geometry: &Geometry, index: ZoneIndex, loaded: &Loaded) -> Blocks {
+    let capacity = geometry.zone_capacity_blocks(index);
+    match loaded.record.state {
+        ZoneState::NotWritePointer | ZoneState::Offline => loaded.proven,
+        ZoneState::Full => loaded.record.written,
+        _ => capacity,
+    }
 }
 
 /// The state that a zone keeps through a power cycle.
@@ -61,7 +80,7 @@ pub(super) fn switched_off(record: &ZoneRecord) -> ZoneState {
 mod tests {
     use super::*;
     use crate::geometry::{Generation, GeometrySpec, Model};
-    use crate::zone::{Epoch, ZoneSalt};
+    use crate::zone::{Epoch, RecordCopy, Skipped, ZoneSalt};
 
     fn geometry() -> Geometry {
         GeometrySpec {
@@ -86,7 +105,42 @@ mod tests {
             durable: Blocks(durable),
             generation: Generation(3),
             epoch: Epoch(0),
+            skipped: Skipped(0),
             salt: ZoneSalt([1; 32]),
+        }
+    }
+
+    fn recovered(record: ZoneRecord, proven: u64, opening: Opening) -> ZoneRecord {
+        let loaded = Loaded {
+            record,
+            sequence: 1,
+            copy: RecordCopy::A,
+            mirrored: false,
+            proven: Blocks(proven),
+        };
+        recover(&geometry(), ZoneIndex(0), &loaded, opening)
+    }
+
+    #[test]
+    fn what_tags_prove_counts_after_a_power_cut_only() {
+        use Opening::{Clean, Killed, PowerCut};
+        use ZoneState::{Closed, Empty, Full, ImplicitOpen, ReadOnly};
+        let cases = [
+            (PowerCut, (ImplicitOpen, 5, 2), 4, (Closed, 4, 4)),
+            (PowerCut, (ImplicitOpen, 5, 2), 9, (Closed, 9, 9)),
+            (PowerCut, (ImplicitOpen, 5, 2), 16, (Full, 16, 16)),
+            (PowerCut, (Empty, 0, 0), 3, (Closed, 3, 3)),
+            (PowerCut, (Empty, 0, 0), 16, (Full, 16, 16)),
+            (PowerCut, (Full, 16, 9), 15, (Closed, 15, 15)),
+            (PowerCut, (Full, 7, 3), 5, (Full, 5, 5)),
+            (PowerCut, (ReadOnly, 7, 3), 6, (ReadOnly, 6, 6)),
+            (Killed, (ImplicitOpen, 5, 2), 9, (ImplicitOpen, 5, 2)),
+            (Clean, (Closed, 5, 5), 9, (Closed, 5, 5)),
+        ];
+        for (opening, before, proven, after) in cases {
+            let found = recovered(record(before.0, before.1, before.2), proven, opening);
+            let expected = record(after.0, after.1, after.2);
+            assert_eq!(found, expected, "{opening:?} {before:?} {proven}");
         }
     }
 
@@ -111,18 +165,13 @@ mod tests {
             (PowerCut, (ReadOnly, 7, 3), (ReadOnly, 3, 3)),
         ];
         for (opening, before, after) in cases {
-            let found = recover(
-                &geometry(),
-                ZoneIndex(0),
-                record(before.0, before.1, before.2),
-                opening,
-            );
+            let found = recovered(record(before.0, before.1, before.2), before.2, opening);
             assert_eq!(
                 found,
                 record(after.0, after.1, after.2),
                 "{opening:?} {before:?}"
             );
-            assert_eq!(recover(&geometry(), ZoneIndex(0), found, opening), found);
+            assert_eq!(recovered(found, found.durable.0, opening), found);
         }
     }
 }

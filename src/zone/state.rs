@@ -57,9 +57,24 @@ impl fmt::Display for ZoneState {
     }
 }
 
-/// A random 64-bit value drawn for every opening of the disk; names who wrote.
+/// A random 64-bit value, never 0, drawn for every opening of the disk; names who wrote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Epoch(pub u64);
+
+/// What the counter of every block's tag slot is ahead of the block's number.
+///
+/// 0 in a new generation and under a new epoch. When writes fail and the write pointer falls back
+/// by n blocks, it grows by n: so under one key and one epoch no counter is used twice, and a block
+/// of a failed write can never be taken for the one that was written in its place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Skipped(pub u32);
+
+impl Skipped {
+    /// The counter of `block`; `None` beyond what a tag slot holds.
+    pub fn counter(self, block: Blocks) -> Option<u32> {
+        u32::try_from(block.0).ok()?.checked_add(self.0)
+    }
+}
 
 /// The random salt that, with the volume key, makes a zone's key. Replacing it erases the zone.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -86,8 +101,10 @@ pub struct ZoneRecord {
     pub durable: Blocks,
     /// Resets so far.
     pub generation: Generation,
-    /// The epoch under which the record was last changed.
+    /// The epoch under which the zone was last written to.
     pub epoch: Epoch,
+    /// Counters that failed writes have used up under that epoch.
+    pub skipped: Skipped,
     /// The salt of this generation's key.
     pub salt: ZoneSalt,
 }

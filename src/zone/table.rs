@@ -5,73 +5,12 @@ use parking_lot::Mutex;
 use crate::geometry::{Blocks, Generation, Geometry, Sector, ZoneIndex, ZoneType};
 
 use super::answer::{Admission, Finished, FlushMark, Grant, MarkedZone, ReadView, Settled};
-use super::line::{Line, Released, Ticket};
-use super::record::{Loaded, RecordPlace, RecordWrite};
-use super::recover::{Opening, recover, switched_off};
+use super::entry::{Zone, fall_back, load_zone};
+use super::line::{Released, Ticket};
+use super::record::{Loaded, RecordWrite};
+use super::recover::{Opening, switched_off};
 use super::resources::Resources;
-use super::{Epoch, RecordCopy, ZoneError, ZoneInfo, ZoneRecord, ZoneSalt, ZoneState};
-
-/// Failed writes at one write pointer after which a zone turns read-only: the medium will not
-/// take that place, and a guest that retries for ever gains nothing.
-const MAX_FAILURES_AT_ONE_PLACE: u8 = 3;
-
-#[derive(Debug)]
-struct Zone {
-    state: ZoneState,
-    /// Blocks acknowledged.
-    written: Blocks,
-    /// Blocks covered by a completed flush.
-    durable: Blocks,
-    /// Blocks granted: where the next write goes.
-    reserved: Blocks,
-    generation: Generation,
-    epoch: Epoch,
-    salt: ZoneSalt,
-    place: RecordPlace,
-    /// The record on disk is older than this.
-    touched: bool,
-    /// In `Inner::undurable`.
-    listed: bool,
-    /// A reset is under way.
-    exclusive: bool,
-    /// When it was last written to, for the implicit close.
-    last_use: u64,
-    /// A sync that was to cover it failed: nothing makes its data durable any more.
-    doubtful: bool,
-    /// Where the last write failed, and how often in a row.
-    failures: (Blocks, u8),
-    /// Allocated with the first write after it was idle; most zones of a large disk are.
-    line: Option<Box<Line>>,
-}
-
-impl Zone {
-    fn record(&self) -> ZoneRecord {
-        ZoneRecord {
-            state: self.state,
-            written: self.written,
-            durable: self.durable,
-            generation: self.generation,
-            epoch: self.epoch,
-            salt: self.salt,
-        }
-    }
-
-    fn line(&mut self) -> &mut Line {
-        self.line.get_or_insert_with(Box::default)
-    }
-
-    /// Nothing in flight.
-    fn is_at_rest(&self) -> bool {
-        !self.exclusive && self.line.as_ref().is_none_or(|line| line.is_empty())
-    }
-
-    /// A reset holds the zone, or someone waits for it: who comes now waits behind, or a stream of
-    /// appends could keep a reset waiting for ever, and a write could overtake the one before it.
-    fn must_wait(&self, ticket: Ticket) -> bool {
-        let overtakes = |line: &Line| line.would_overtake(ticket);
-        self.exclusive || self.line.as_deref().is_some_and(overtakes)
-    }
-}
+use super::{Epoch, Skipped, ZoneError, ZoneInfo, ZoneRecord, ZoneSalt, ZoneState};
 
 #[derive(Debug)]
 struct Inner {
@@ -159,6 +98,14 @@ impl Inner {
         }
     }
 
+    /// Whether a write up to `end` would need a counter that a tag slot cannot hold. Billions of
+    /// blocks must fail before that.
+    fn counters_used_up(&mut self, index: ZoneIndex, end: Blocks) -> bool {
+        let epoch = self.epoch;
+        self.zone(index)
+            .is_some_and(|zone| zone.epoch == epoch && zone.skipped.counter(end).is_none())
+    }
+
     fn list_undurable(&mut self, index: ZoneIndex) {
         if let Some(zone) = self.zones.get_mut(index.as_usize())
             && !zone.listed
@@ -170,10 +117,8 @@ impl Inner {
 
     /// The next record of a zone, placed and numbered.
     fn next_record(&mut self, index: ZoneIndex) -> Option<RecordWrite> {
-        let epoch = self.epoch;
         let zone = self.zone(index)?;
         zone.touched = false;
-        zone.epoch = epoch;
         let record = zone.record();
         let write = zone.place.advance(record);
         self.list_undurable(index);
@@ -304,9 +249,13 @@ impl Table {
             .map(Blocks)
             .filter(|&end| end <= capacity)
             .ok_or(ZoneError::InvalidCommand)?;
+        if inner.counters_used_up(index, end) {
+            inner.set_state(index, ZoneState::ReadOnly);
+            return Err(ZoneError::InvalidCommand);
+        }
         let closed = inner.obtain(index)?;
         inner.clock += 1;
-        let clock = inner.clock;
+        let (clock, epoch) = (inner.clock, inner.epoch);
         let opens = inner.zone(index).is_some_and(|zone| !zone.state.is_open());
         if opens {
             inner.set_state(index, ZoneState::ImplicitOpen);
@@ -314,12 +263,18 @@ impl Table {
         let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
         zone.last_use = clock;
         zone.reserved = end;
-        let generation = zone.generation;
+        if zone.epoch != epoch {
+            zone.epoch = epoch;
+            zone.skipped = Skipped(0);
+        }
+        let (generation, skipped) = (zone.generation, zone.skipped);
         let number = zone.line().join(end, ticket);
         Ok(Admission::Granted(Grant {
             zone: index,
             start,
             generation,
+            epoch,
+            skipped,
             closed,
             number,
         }))
@@ -360,8 +315,9 @@ impl Table {
             }
             if line.pop_failed(&mut settled.released) {
                 state = fall_back(zone);
+                settled.fence = zone.fenced;
             }
-            if line.is_empty() && !zone.exclusive {
+            if line.is_empty() && !zone.is_held() {
                 line.unpark(index, &mut settled.released);
             }
             zone.line = Some(line);
@@ -377,6 +333,34 @@ impl Table {
             settled.record = inner.next_record(index);
         }
         settled
+    }
+
+    /// The record of a zone whose write pointer fell back is durable (or is not, and then the zone
+    /// is read-only): who waits for the zone is freed by the next [`Table::settle`].
+    pub fn end_fence(&self, index: ZoneIndex, record: Option<&RecordWrite>) {
+        let mut inner = self.inner.lock();
+        if let Some(zone) = inner.zone(index) {
+            zone.fenced = false;
+            if let Some(record) = record {
+                zone.place.synced(record.sequence);
+            }
+        }
+        if record.is_none() {
+            inner.set_state(index, ZoneState::ReadOnly);
+        }
+    }
+
+    /// Orders to make both copies of every zone's record the same. None while the newest may not be
+    /// durable; whatever is written afterwards makes them differ again.
+    pub fn mirror(&self) -> Vec<(ZoneIndex, RecordWrite)> {
+        let mut inner = self.inner.lock();
+        let zones = self.geometry.all_zones().zip(&mut inner.zones);
+        zones
+            .filter_map(|(index, zone)| {
+                let record = zone.record();
+                Some((index, zone.place.mirror(record)?))
+            })
+            .collect()
     }
 
     /// The record that [`Table::settle`] ordered could not be written: the zone turns read-only.
@@ -519,6 +503,7 @@ impl Table {
         zone.reserved = Blocks(0);
         zone.generation = Generation(zone.generation.0.saturating_add(1));
         zone.salt = salt;
+        zone.skipped = Skipped(0);
         zone.failures = (Blocks(0), 0);
         zone.touched = true;
         inner.set_state(index, ZoneState::Empty);
@@ -676,64 +661,5 @@ impl Table {
     /// The content of a zone's record, as it stands in memory.
     pub fn record(&self, index: ZoneIndex) -> Option<ZoneRecord> {
         self.inner.lock().zone(index).map(|zone| zone.record())
-    }
-}
-
-/// The failed writes have left the line: the write pointer is where the first of them began.
-/// Returns the state that follows.
-fn fall_back(zone: &mut Zone) -> ZoneState {
-    let place = zone.written;
-    zone.reserved = place;
-    zone.failures = match zone.failures {
-        (at, count) if at == place => (at, count.saturating_add(1)),
-        _ => (place, 1),
-    };
-    if zone.failures.1 >= MAX_FAILURES_AT_ONE_PLACE {
-        ZoneState::ReadOnly
-    } else {
-        zone.state
-    }
-}
-
-fn load_zone(
-    geometry: &Geometry,
-    index: ZoneIndex,
-    loaded: Option<Loaded>,
-    opening: Opening,
-) -> Zone {
-    let lost = Loaded {
-        record: ZoneRecord {
-            state: ZoneState::Offline,
-            written: Blocks(0),
-            durable: Blocks(0),
-            generation: Generation(0),
-            epoch: Epoch(0),
-            salt: ZoneSalt([0; 32]),
-        },
-        sequence: 0,
-        copy: RecordCopy::A,
-    };
-    let loaded = loaded.unwrap_or(lost);
-    let record = recover(geometry, index, loaded.record, opening);
-    let reserved = match record.state {
-        ZoneState::Full => geometry.zone_capacity_blocks(index),
-        _ => record.written,
-    };
-    Zone {
-        state: record.state,
-        written: record.written,
-        durable: record.durable,
-        reserved,
-        generation: record.generation,
-        epoch: record.epoch,
-        salt: record.salt,
-        place: RecordPlace::loaded(loaded.sequence, loaded.copy),
-        touched: record != loaded.record,
-        listed: false,
-        exclusive: false,
-        doubtful: false,
-        last_use: 0,
-        failures: (Blocks(0), 0),
-        line: None,
     }
 }

@@ -29,10 +29,13 @@ fn loaded(state: ZoneState, written: u64) -> Option<Loaded> {
             durable: Blocks(written),
             generation: Generation(0),
             epoch: Epoch(1),
+            skipped: Skipped(0),
             salt: ZoneSalt([0; 32]),
         },
         sequence: 1,
         copy: RecordCopy::A,
+        mirrored: true,
+        proven: Blocks(written),
     })
 }
 

@@ -281,7 +281,9 @@ fn the_newer_sound_record_holds() {
         Some(Loaded {
             record,
             sequence: 1,
-            copy: RecordCopy::B
+            copy: RecordCopy::B,
+            mirrored: false,
+            proven: Blocks(0),
         })
     );
     // The newer copy rots: the older one holds. Both rot: the zone is lost, and only that one.

@@ -56,6 +56,7 @@ pub(super) struct InFlight {
 pub(super) fn kind_of(op: &Op) -> Kind {
     match op {
         Op::Read { .. } => Kind::Read,
+        Op::ReadMetadata { .. } => Kind::MetadataRead,
         Op::Write { .. } => Kind::Write,
         Op::Sync => Kind::Sync,
         Op::Deallocate { .. } => Kind::Deallocate,
@@ -65,7 +66,9 @@ pub(super) fn kind_of(op: &Op) -> Kind {
 /// Where an operation works: offset and length in bytes.
 pub(super) fn range_of(op: &Op) -> (u64, u64) {
     match op {
-        Op::Read { offset, buf } | Op::Write { offset, buf } => (*offset, buf.len() as u64),
+        Op::Read { offset, buf } | Op::ReadMetadata { offset, buf } | Op::Write { offset, buf } => {
+            (*offset, buf.len() as u64)
+        }
         Op::Sync => (0, 0),
         Op::Deallocate { offset, len } => (*offset, *len),
     }
@@ -244,6 +247,9 @@ impl Disk {
     fn execute(&mut self, op: Op, handed_over: u64) -> (io::Result<()>, Option<IoBuf>) {
         match op {
             Op::Read { offset, mut buf } => (self.read(Kind::Read, offset, &mut buf), Some(buf)),
+            Op::ReadMetadata { offset, mut buf } => {
+                (self.read(Kind::MetadataRead, offset, &mut buf), Some(buf))
+            }
             Op::Write { offset, buf } => (self.write(Kind::Write, offset, &buf), Some(buf)),
             Op::Sync => (self.sync(handed_over), None),
             Op::Deallocate { offset, len } => (self.deallocate(offset, len), None),
@@ -511,7 +517,7 @@ impl Disk {
                 Op::Deallocate { offset, len } => {
                     lets_through() && heir.deallocate(*offset, *len).is_ok()
                 }
-                Op::Read { .. } | Op::Sync => false,
+                Op::Read { .. } | Op::ReadMetadata { .. } | Op::Sync => false,
             };
             self.count(|c| c.kill_in_flight += u64::from(effect));
         }
@@ -537,7 +543,7 @@ fn torn_len(offset: u64, len: u64, keep: u64) -> u64 {
 
 fn buffer_of(op: Op) -> Option<IoBuf> {
     match op {
-        Op::Read { buf, .. } | Op::Write { buf, .. } => Some(buf),
+        Op::Read { buf, .. } | Op::ReadMetadata { buf, .. } | Op::Write { buf, .. } => Some(buf),
         Op::Sync | Op::Deallocate { .. } => None,
     }
 }

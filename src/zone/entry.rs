@@ -1,0 +1,148 @@
+//! One zone in memory.
+
+use crate::geometry::{Blocks, Generation, Geometry, ZoneIndex};
+
+use super::line::{Line, Ticket};
+use super::record::{Loaded, RecordPlace};
+use super::recover::{Opening, recover};
+use super::{Epoch, RecordCopy, Skipped, ZoneRecord, ZoneSalt, ZoneState};
+
+/// Failed writes at one write pointer after which a zone turns read-only: the medium will not
+/// take that place, and a guest that retries for ever gains nothing.
+const MAX_FAILURES_AT_ONE_PLACE: u8 = 3;
+
+#[derive(Debug)]
+pub(super) struct Zone {
+    pub(super) state: ZoneState,
+    /// Blocks acknowledged.
+    pub(super) written: Blocks,
+    /// Blocks covered by a completed flush.
+    pub(super) durable: Blocks,
+    /// Blocks granted: where the next write goes.
+    pub(super) reserved: Blocks,
+    pub(super) generation: Generation,
+    pub(super) epoch: Epoch,
+    pub(super) skipped: Skipped,
+    pub(super) salt: ZoneSalt,
+    pub(super) place: RecordPlace,
+    /// The record on disk is older than this.
+    pub(super) touched: bool,
+    /// In `Inner::undurable`.
+    pub(super) listed: bool,
+    /// A reset is under way.
+    pub(super) exclusive: bool,
+    /// Writes failed, and the record that says which counters they used is not durable yet.
+    pub(super) fenced: bool,
+    /// When it was last written to, for the implicit close.
+    pub(super) last_use: u64,
+    /// A sync that was to cover it failed: nothing makes its data durable any more.
+    pub(super) doubtful: bool,
+    /// Where the last write failed, and how often in a row.
+    pub(super) failures: (Blocks, u8),
+    /// Allocated with the first write after it was idle; most zones of a large disk are.
+    pub(super) line: Option<Box<Line>>,
+}
+
+impl Zone {
+    pub(super) fn record(&self) -> ZoneRecord {
+        ZoneRecord {
+            state: self.state,
+            written: self.written,
+            durable: self.durable,
+            generation: self.generation,
+            epoch: self.epoch,
+            skipped: self.skipped,
+            salt: self.salt,
+        }
+    }
+
+    pub(super) fn line(&mut self) -> &mut Line {
+        self.line.get_or_insert_with(Box::default)
+    }
+
+    /// Nothing in flight.
+    pub(super) fn is_at_rest(&self) -> bool {
+        !self.is_held() && self.line.as_ref().is_none_or(|line| line.is_empty())
+    }
+
+    /// Nobody may begin anything.
+    pub(super) fn is_held(&self) -> bool {
+        self.exclusive || self.fenced
+    }
+
+    /// The zone is held, or someone waits for it: who comes now waits behind, or a stream of
+    /// appends could keep a reset waiting for ever, and a write could overtake the one before it.
+    pub(super) fn must_wait(&self, ticket: Ticket) -> bool {
+        let overtakes = |line: &Line| line.would_overtake(ticket);
+        self.is_held() || self.line.as_deref().is_some_and(overtakes)
+    }
+}
+
+/// The failed writes have left the line: the write pointer is where the first of them began.
+/// Returns the state that follows.
+pub(super) fn fall_back(zone: &mut Zone) -> ZoneState {
+    let place = zone.written;
+    let used = u32::try_from(zone.reserved.0 - place.0).unwrap_or(u32::MAX);
+    zone.reserved = place;
+    // What overflows here is refused by the next write.
+    zone.skipped = Skipped(zone.skipped.0.saturating_add(used));
+    zone.fenced = true;
+    zone.touched = true;
+    zone.failures = match zone.failures {
+        (at, count) if at == place => (at, count.saturating_add(1)),
+        _ => (place, 1),
+    };
+    if zone.failures.1 >= MAX_FAILURES_AT_ONE_PLACE {
+        ZoneState::ReadOnly
+    } else {
+        zone.state
+    }
+}
+
+pub(super) fn load_zone(
+    geometry: &Geometry,
+    index: ZoneIndex,
+    loaded: Option<Loaded>,
+    opening: Opening,
+) -> Zone {
+    let lost = Loaded {
+        record: ZoneRecord {
+            state: ZoneState::Offline,
+            written: Blocks(0),
+            durable: Blocks(0),
+            generation: Generation(0),
+            epoch: Epoch(0),
+            skipped: Skipped(0),
+            salt: ZoneSalt([0; 32]),
+        },
+        sequence: 0,
+        copy: RecordCopy::A,
+        mirrored: true,
+        proven: Blocks(0),
+    };
+    let loaded = loaded.unwrap_or(lost);
+    let record = recover(geometry, index, &loaded, opening);
+    let reserved = match record.state {
+        ZoneState::Full => geometry.zone_capacity_blocks(index),
+        _ => record.written,
+    };
+    Zone {
+        state: record.state,
+        written: record.written,
+        durable: record.durable,
+        reserved,
+        generation: record.generation,
+        epoch: record.epoch,
+        skipped: record.skipped,
+        salt: record.salt,
+        place: RecordPlace::loaded(loaded.sequence, loaded.copy, loaded.mirrored),
+        touched: record != loaded.record,
+        listed: false,
+        exclusive: false,
+        fenced: false,
+        doubtful: false,
+        last_use: 0,
+        failures: (Blocks(0), 0),
+        line: None,
+    }
+}

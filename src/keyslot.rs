@@ -17,8 +17,9 @@ use thiserror::Error;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::crypt::{Cipher, KeyError, ZoneCipher};
+use crate::crypt::{Cipher, KeyError};
 use crate::geometry::{Generation, ZoneIndex};
+use crate::integrity::{Binding, BlockCipher};
 use crate::secret::{SecretError, VolumeKey, derive_zone_key};
 use crate::zone::ZoneSalt;
 
@@ -56,7 +57,7 @@ pub enum KeyslotError {
 
 #[derive(Debug)]
 struct Programmed {
-    cipher: ZoneCipher,
+    cipher: BlockCipher,
     last_use: AtomicU64,
 }
 
@@ -65,9 +66,9 @@ struct Programmed {
 pub struct KeyRef(Arc<Programmed>);
 
 impl Deref for KeyRef {
-    type Target = ZoneCipher;
+    type Target = BlockCipher;
 
-    fn deref(&self) -> &ZoneCipher {
+    fn deref(&self) -> &BlockCipher {
         &self.0.cipher
     }
 }
@@ -205,8 +206,13 @@ impl Keyslots {
             salt,
             &mut key,
         )?;
+        let binding = Binding {
+            uuid: self.uuid,
+            zone: id.zone,
+            generation: id.generation,
+        };
         Ok(Programmed {
-            cipher: ZoneCipher::new(self.cipher, &key)?,
+            cipher: BlockCipher::new(self.cipher, &key, binding)?,
             last_use: AtomicU64::new(0),
         })
     }
@@ -251,6 +257,9 @@ impl Keyslots {
 
 #[cfg(test)]
 mod tests {
+    use crate::geometry::Blocks;
+    use crate::integrity::Stamp;
+
     use super::*;
 
     fn keyslots() -> Keyslots {
@@ -267,9 +276,10 @@ mod tests {
 
     const SALT: ZoneSalt = ZoneSalt([3; 32]);
 
-    fn encrypt(key: &ZoneCipher) -> Vec<u8> {
+    fn encrypt(key: &BlockCipher) -> Vec<u8> {
         let mut block = vec![0; 512];
-        key.encrypt(512, 0, &mut block).unwrap();
+        key.seal(512, Blocks(0), Stamp::default(), &mut block, &mut [])
+            .unwrap();
         block
     }
 

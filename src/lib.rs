@@ -11,7 +11,7 @@
 //!           -> zone      admit: state, write pointer, limits -> Grant { zone, start, generation }
 //!           -> volume    copy to a private buffer
 //!           -> keyslot   the key of (zone, generation)
-//!           -> crypt     encrypt for the place that is known now
+//!           -> integrity encrypt for the place that is known now; fill the tag slots
 //!           -> store     submit; the operation owns its buffer until it is completed
 //!           -> zone      complete, then settle: acknowledgements in write-pointer order,
 //!                        each zone's record written before anyone is told
@@ -29,7 +29,8 @@
 //! | [`request`] | the wire layer: chain to command, outcome to status | threads, I/O |
 //! | [`zone`] | the state machine: states, write pointers, limits, order of release | I/O |
 //! | [`keyslot`] | programmed zone keys, least recently used | files |
-//! | [`crypt`] | batched AES-XTS | zones, files |
+//! | [`integrity`] | blocks bound to their place: tags, stamps, bad blocks told from good | files |
+//! | [`crypt`] | batched AES-XTS, AES-GCM | zones, files |
 //! | [`mod@format`] | the image, byte by byte; protectors; create and unlock | virtio |
 //! | [`store`] | where bytes live: files by io_uring or the page cache; the in-memory twin | what bytes mean |
 //! | [`secret`] | the volume key and what is derived from it | I/O of data |
@@ -45,6 +46,7 @@ pub mod crypt;
 pub mod device;
 pub mod format;
 pub mod geometry;
+pub mod integrity;
 pub mod keyslot;
 pub mod limit;
 pub mod queue;

@@ -1,4 +1,6 @@
-//! Length-preserving encryption of blocks: batched AES-XTS (IEEE 1619).
+//! Encryption of blocks: batched AES-XTS (IEEE 1619), and AES-GCM in [`gcm`].
+//!
+//! # XTS
 //!
 //! A [`ZoneCipher`] holds the expanded keys of one zone in one generation and encrypts runs of
 //! blocks in place. The tweak of a block is its data unit number (DUN) as a 128-bit little-endian
@@ -21,6 +23,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod gcm;
 #[cfg(test)]
 mod tests;
 mod tweak;
@@ -51,20 +54,35 @@ pub enum Cipher {
     Aes128Xts,
     /// AES-256 in XTS mode: a key of two times 256 bits.
     Aes256Xts,
+    /// AES-256 in Galois/counter mode: a key of 256 bits. Every block has a tag slot, and whatever is
+    /// changed is noticed.
+    Aes256Gcm,
+    /// [`Cipher::Aes256Xts`] with a CRC-64 of every block in its tag slot: what changes by accident
+    /// is noticed, what is changed on purpose is not.
+    Aes256XtsCrc64,
 }
+
+/// Bytes of a block's tag slot, with the ciphers that have one.
+pub const TAG_SLOT_BYTES: u32 = 32;
 
 impl Cipher {
     /// Every cipher, in the order of their ids.
-    pub const ALL: [Self; 2] = [Self::Aes128Xts, Self::Aes256Xts];
+    pub const ALL: [Self; 4] = [
+        Self::Aes128Xts,
+        Self::Aes256Xts,
+        Self::Aes256Gcm,
+        Self::Aes256XtsCrc64,
+    ];
 
     /// The number that stands for this cipher on disk.
     ///
-    /// 0 is never valid, so that a zeroed header names no cipher: there is no null cipher. 3 is
-    /// reserved for `aes-256-gcm` and 4 for `aes-256-xts+crc64`.
+    /// 0 is never valid, so that a zeroed header names no cipher: there is no null cipher.
     pub const fn id(self) -> u8 {
         match self {
             Self::Aes128Xts => 1,
             Self::Aes256Xts => 2,
+            Self::Aes256Gcm => 3,
+            Self::Aes256XtsCrc64 => 4,
         }
     }
 
@@ -73,20 +91,35 @@ impl Cipher {
         Self::ALL.into_iter().find(|cipher| cipher.id() == id)
     }
 
-    /// The name on the command line, as `cryptsetup benchmark` and OpenSSL spell it.
+    /// The name on the command line, as OpenSSL spells it; what is added to a cipher follows a `+`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Aes128Xts => "aes-128-xts",
             Self::Aes256Xts => "aes-256-xts",
+            Self::Aes256Gcm => "aes-256-gcm",
+            Self::Aes256XtsCrc64 => "aes-256-xts+crc64",
         }
     }
 
-    /// Bytes of key, both halves together.
+    /// Bytes of key; with XTS both halves together.
     pub const fn key_len(self) -> usize {
         match self {
-            Self::Aes128Xts => 32,
-            Self::Aes256Xts => 64,
+            Self::Aes128Xts | Self::Aes256Gcm => 32,
+            Self::Aes256Xts | Self::Aes256XtsCrc64 => 64,
         }
+    }
+
+    /// Whether every block has a tag slot, by which a read notices that the block has changed.
+    pub const fn is_tagged(self) -> bool {
+        match self {
+            Self::Aes128Xts | Self::Aes256Xts => false,
+            Self::Aes256Gcm | Self::Aes256XtsCrc64 => true,
+        }
+    }
+
+    /// Bytes of a block's tag slot: [`TAG_SLOT_BYTES`], or 0 if there is none.
+    pub const fn tag_slot_bytes(self) -> u32 {
+        if self.is_tagged() { TAG_SLOT_BYTES } else { 0 }
     }
 }
 
@@ -109,7 +142,7 @@ impl FromStr for Cipher {
 
 /// No cipher has this name.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("unknown cipher {0:?}: use aes-256-xts or aes-128-xts")]
+#[error("unknown cipher {0:?}: use aes-256-gcm, aes-256-xts, aes-128-xts or aes-256-xts+crc64")]
 pub struct UnknownCipher(String);
 
 /// Why a key was refused. Tells nothing of the key but its length.
@@ -127,6 +160,12 @@ pub enum KeyError {
     /// IEEE 1619-2025 and FIPS 140-3 (implementation guidance C.I).
     #[error("the two halves of an XTS key must differ")]
     EqualHalves,
+    /// The key is for a cipher that is not, or not only, XTS.
+    #[error("{0} is more than XTS")]
+    NotXts(Cipher),
+    /// The library that has the cipher could not expand the key: it got no memory.
+    #[error("the key could not be expanded")]
+    Library,
 }
 
 /// The data is not a whole number of blocks, or the block size is none. Nothing was changed.
@@ -177,7 +216,8 @@ impl ZoneCipher {
     /// Expands `key`: the data key (Key 1 of IEEE 1619) and then the tweak key (Key 2).
     ///
     /// # Errors
-    /// [`KeyError`] if the length is not [`Cipher::key_len`] or the halves are equal.
+    /// [`KeyError`] if `cipher` is not one of XTS alone, if the length is not [`Cipher::key_len`] or
+    /// if the halves are equal.
     pub fn new(cipher: Cipher, key: &[u8]) -> Result<Self, KeyError> {
         Self::with_backend(cipher, key, Backend::best())
     }
@@ -204,6 +244,7 @@ impl ZoneCipher {
                 Aes256::new_from_slice(data).map_err(|_| wrong_length)?,
                 Aes256Enc::new_from_slice(tweak).map_err(|_| wrong_length)?,
             )),
+            Cipher::Aes256Gcm | Cipher::Aes256XtsCrc64 => return Err(KeyError::NotXts(cipher)),
         });
         // In constant time, as anything that reads a key.
         if data.ct_eq(tweak).into() {
@@ -322,16 +363,25 @@ pub enum Direction {
     Decrypt,
 }
 
-/// Groups in a block, and the data as groups.
-fn check_lengths(block_size: usize, data: &mut [u8]) -> Result<(usize, &mut [Group]), LengthError> {
-    let len = data.len();
-    let error = LengthError { block_size, len };
+/// Blocks in `len` bytes.
+///
+/// # Errors
+/// [`LengthError`] if `block_size` is 0, no multiple of [`BLOCK_SIZE_STEP`] or more than
+/// [`BLOCK_SIZE_MAX`], or if `len` is no whole number of blocks.
+pub(crate) fn count_blocks(block_size: usize, len: usize) -> Result<usize, LengthError> {
     let is_block_size =
         (1..=BLOCK_SIZE_MAX).contains(&block_size) && block_size.is_multiple_of(BLOCK_SIZE_STEP);
     if !is_block_size || !len.is_multiple_of(block_size) {
-        return Err(error);
+        return Err(LengthError { block_size, len });
     }
-    let groups = as_groups(data).ok_or(error)?;
+    Ok(len / block_size)
+}
+
+/// Groups in a block, and the data as groups.
+fn check_lengths(block_size: usize, data: &mut [u8]) -> Result<(usize, &mut [Group]), LengthError> {
+    let len = data.len();
+    count_blocks(block_size, len)?;
+    let groups = as_groups(data).ok_or(LengthError { block_size, len })?;
     Ok((block_size / GROUP_BYTES, groups))
 }
 

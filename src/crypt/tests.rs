@@ -255,32 +255,41 @@ fn ieee_1619_vector_1() {
     assert_eq!(data[..32], expected);
 }
 
+/// The ciphers that a [`ZoneCipher`] is for.
+const XTS: [Cipher; 2] = [Cipher::Aes128Xts, Cipher::Aes256Xts];
+
 #[test]
 fn ciphers_have_stable_ids_and_names() {
     let facts = Cipher::ALL.map(|cipher| (cipher.id(), cipher.to_string(), cipher.key_len()));
     let expected = [
         (1, "aes-128-xts".to_owned(), 32),
         (2, "aes-256-xts".to_owned(), 64),
+        (3, "aes-256-gcm".to_owned(), 32),
+        (4, "aes-256-xts+crc64".to_owned(), 64),
     ];
     assert_eq!(facts, expected);
     for cipher in Cipher::ALL {
         assert_eq!(Cipher::from_id(cipher.id()), Some(cipher));
         assert_eq!(cipher.name().parse(), Ok(cipher));
     }
-    // There is no null cipher, and the reserved numbers name nothing yet.
-    for id in (0..=u8::MAX).filter(|id| ![1, 2].contains(id)) {
+    let slots = Cipher::ALL.map(|cipher| (cipher.is_tagged(), cipher.tag_slot_bytes()));
+    assert_eq!(slots, [(false, 0), (false, 0), (true, 32), (true, 32)]);
+    // There is no null cipher.
+    for id in (0..=u8::MAX).filter(|id| !(1..=4).contains(id)) {
         assert_eq!(Cipher::from_id(id), None, "{id}");
     }
-    for name in ["", "null", "AES-256-XTS", "aes-256-xts ", "aes-256-gcm"] {
+    for name in ["", "null", "AES-256-XTS", "aes-256-xts ", "aes-256-gcm-siv"] {
         let error = name.parse::<Cipher>().unwrap_err().to_string();
         assert!(error.contains(&format!("{name:?}")), "{error}");
-        assert!(error.contains("aes-256-xts or aes-128-xts"), "{error}");
+        for cipher in Cipher::ALL {
+            assert!(error.contains(cipher.name()), "{error}");
+        }
     }
 }
 
 #[test]
 fn keys_of_another_length_are_refused() {
-    for cipher in Cipher::ALL {
+    for cipher in XTS {
         let key: Vec<u8> = (0..200).collect();
         for len in (0..200).filter(|&len| len != cipher.key_len()) {
             let error = ZoneCipher::new(cipher, &key[..len]).unwrap_err();
@@ -301,8 +310,17 @@ fn keys_of_another_length_are_refused() {
 }
 
 #[test]
+fn a_cipher_that_is_more_than_xts_is_refused() {
+    let key: Vec<u8> = (0..64).collect();
+    for cipher in [Cipher::Aes256Gcm, Cipher::Aes256XtsCrc64] {
+        let error = ZoneCipher::new(cipher, &key[..cipher.key_len()]).unwrap_err();
+        assert_eq!(error, KeyError::NotXts(cipher));
+    }
+}
+
+#[test]
 fn keys_with_equal_halves_are_refused() {
-    for cipher in Cipher::ALL {
+    for cipher in XTS {
         let half = cipher.key_len() / 2;
         let mut key: Vec<u8> = (0..half)
             .chain(0..half)

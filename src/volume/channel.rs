@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use log::{error, warn};
 
 use crate::geometry::{Blocks, Generation, SECTOR_SIZE, Sector, ZoneIndex, ZoneType};
+use crate::integrity::Stamp;
 use crate::keyslot::{KeyCache, KeyId, KeyRef, KeyslotError};
 use crate::limit::LogLimit;
 use crate::request::{Command, Outcome, Span, Status, ZoneAction, blocks_of};
@@ -342,7 +343,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             return Err(Status::IoError);
         }
         let key = self.key(zone, generation).map_err(|e| no_key(zone, &e))?;
-        key.encrypt(self.block_len(), first.0, buf)
+        key.seal(self.block_len(), first, Stamp::default(), buf, &mut [])
             .map_err(|_| Status::IoError)
     }
 
@@ -472,7 +473,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         };
         match self.key(piece.zone, generation) {
             Ok(key) => key
-                .decrypt(self.block_len(), first.0, buf)
+                .open(self.block_len(), first, buf, &[])
                 .map_err(|_| Status::IoError)?,
             // Reset while the read was under way: an empty zone reads as zeroes.
             Err(KeyslotError::Erased(_)) => buf.fill(0),

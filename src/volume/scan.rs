@@ -1,0 +1,493 @@
+//! Reading zones for what they hold: how far one verifies ([`Scanner::extend`], for recovery) and
+//! which of its blocks are bad ([`Scanner::verify`], for `check`), many zones at once
+//! ([`Scanner::in_parallel`]).
+//!
+//! Everything goes through the page cache ([`Medium::read_at`]) in chunks of at most [`CHUNK`]
+//! bytes: the tag slots of a chunk in one read, its data in another. Nothing is written.
+//!
+//! *Media errors.* A read that fails as reads of a bad sector do (`is_media_error`) is repeated
+//! block by block, and the blocks that fail alone are unreadable: for `extend` as good as not
+//! verified, for `verify` bad. Any other failure (no memory, a truncated file) says nothing of the
+//! blocks and ends the scan as an error.
+
+use std::io;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use crate::format::Layout;
+use crate::geometry::{BlockRange, Blocks, Geometry, ZoneIndex};
+use crate::integrity::{OpenError, SLOT_LEN, Slot, Stamp};
+use crate::keyslot::{KeyCache, KeyId, KeyRef, Keyslots, MIN_SLOTS};
+use crate::store::{IoBuf, Medium};
+use crate::zone::{Epoch, Skipped, ZoneRecord};
+
+/// Most bytes of data that are read as one: calls get no cheaper beyond, and with its slots it
+/// stays in the L2 cache between reading and verifying.
+const CHUNK: u64 = 256 << 10;
+/// Most threads of a scan: each holds a keyslot while it verifies, and there are at least as many.
+pub const MAX_THREADS: usize = MIN_SLOTS;
+/// How often the caller of a scan hears how far it got: a bar moves smoothly at that.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What is wrong with a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
+    /// The medium does not give back its data or its tag.
+    Unreadable,
+    /// It has no tag, as if it had never been written.
+    Missing,
+    /// Its tag does not fit its data and its place: rot, tampering, or another block's content.
+    Mismatch,
+}
+
+impl Fault {
+    /// The words for reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unreadable => "unreadable",
+            Self::Missing => "no tag",
+            Self::Mismatch => "tag does not match",
+        }
+    }
+}
+
+/// Blocks of a zone, one after another, that have the same fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadRun {
+    /// The blocks, from the start of the zone.
+    pub blocks: BlockRange,
+    /// What is wrong with each.
+    pub fault: Fault,
+}
+
+/// Reads and verifies blocks of one image. Shared by the threads of a scan.
+#[derive(Debug)]
+pub struct Scanner<'a, M> {
+    medium: &'a M,
+    layout: &'a Layout,
+    geometry: &'a Geometry,
+    keyslots: &'a Keyslots,
+    /// Bytes of data behind us.
+    bytes: AtomicU64,
+}
+
+/// A piece of a zone in memory.
+struct Chunk {
+    zone: ZoneIndex,
+    blocks: BlockRange,
+    data: IoBuf,
+    slots: Vec<[u8; SLOT_LEN]>,
+}
+
+impl<'a, M: Medium> Scanner<'a, M> {
+    /// A scanner of the image on `medium`, whose zone keys come from `keyslots`.
+    pub fn new(
+        medium: &'a M,
+        layout: &'a Layout,
+        geometry: &'a Geometry,
+        keyslots: &'a Keyslots,
+    ) -> Self {
+        Self {
+            medium,
+            layout,
+            geometry,
+            keyslots,
+            bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// The end of the blocks from `from` on, and before `end`, that were written under `epoch` with
+    /// consecutive counters (block + `skipped`) and verify. The first block that was not, does not
+    /// or cannot be read ends them. Without tags nothing can be told, and the end is `from`.
+    ///
+    /// # Errors
+    /// Failures that say nothing of the blocks: see the module. A media error is none.
+    pub fn extend(
+        &self,
+        zone: ZoneIndex,
+        record: &ZoneRecord,
+        epoch: Epoch,
+        skipped: Skipped,
+        from: Blocks,
+        end: Blocks,
+    ) -> io::Result<Blocks> {
+        if !self.is_tagged() {
+            return Ok(from);
+        }
+        let mut at = from;
+        let mut key = None;
+        while at < end {
+            let wanted = self.chunk_at(at, end);
+            let slots = self.read_slots_until_bad(zone, wanted)?;
+            let fits =
+                |(block, slot): &(u64, &[u8; SLOT_LEN])| is_stamped(slot, epoch, *block, skipped);
+            let stamped = (at.0..).zip(&slots).take_while(fits).count();
+            if stamped == 0 {
+                break;
+            }
+            // Most zones end here: a key is derived only for one that may go on.
+            let key = match &key {
+                Some(key) => key,
+                None => key.insert(self.key(zone, record)?),
+            };
+            let sound = self.sound_prefix(zone, at, &slots[..stamped], key)?;
+            at = Blocks(at.0 + sound);
+            self.count(Blocks(sound));
+            if sound < wanted.count.0 {
+                break;
+            }
+        }
+        Ok(at)
+    }
+
+    /// Reads and verifies every block of `range`, which lies in the capacity of `zone`, and reports
+    /// the bad ones in ascending order to `bad`; of a disk without tags the unreadable ones.
+    ///
+    /// # Errors
+    /// Failures that say nothing of the blocks: see the module. A media error is none.
+    pub fn verify(
+        &self,
+        zone: ZoneIndex,
+        record: &ZoneRecord,
+        range: BlockRange,
+        bad: &mut impl FnMut(BadRun),
+    ) -> io::Result<()> {
+        let key = match self.is_tagged() {
+            true => Some(self.key(zone, record)?),
+            false => None,
+        };
+        let mut runs = Runs { open: None, bad };
+        let mut at = range.start;
+        let mut chunk = Chunk {
+            zone,
+            blocks: BlockRange {
+                start: at,
+                count: Blocks(0),
+            },
+            data: IoBuf::new(usize_of(self.chunk_at(at, range.end()).count.0) * self.block_len()),
+            slots: Vec::new(),
+        };
+        while at < range.end() {
+            let blocks = self.chunk_at(at, range.end());
+            chunk.blocks = blocks;
+            self.verify_chunk(&mut chunk, key.as_ref(), &mut runs)?;
+            at = blocks.end();
+            self.count(blocks.count);
+        }
+        runs.end();
+        Ok(())
+    }
+
+    fn verify_chunk(
+        &self,
+        chunk: &mut Chunk,
+        key: Option<&KeyRef>,
+        runs: &mut Runs<impl FnMut(BadRun)>,
+    ) -> io::Result<()> {
+        let blocks = chunk.blocks;
+        let whole = self.read_data(chunk)?;
+        let Some(key) = key else {
+            return match whole {
+                true => Ok(()),
+                false => self.each_block(chunk, None, runs),
+            };
+        };
+        if !whole || !self.read_slots(chunk)? {
+            return self.each_block(chunk, Some(key), runs);
+        }
+        let slots = chunk.slots.as_flattened();
+        match key.open(self.block_len(), blocks.start, &mut chunk.data, slots) {
+            Ok(()) => Ok(()),
+            Err(OpenError::Bad(found)) => {
+                for &block in found.numbers() {
+                    let slot = usize_of(block.0 - blocks.start.0);
+                    runs.add(block, tag_fault(&chunk.slots[slot]));
+                }
+                Ok(())
+            }
+            Err(other) => Err(io::Error::other(other)),
+        }
+    }
+
+    /// Reads and verifies the blocks of a chunk one by one.
+    fn each_block(
+        &self,
+        chunk: &mut Chunk,
+        key: Option<&KeyRef>,
+        runs: &mut Runs<impl FnMut(BadRun)>,
+    ) -> io::Result<()> {
+        let BlockRange { start, .. } = chunk.blocks;
+        let end = chunk.blocks.end();
+        for block in (start.0..end.0).map(Blocks) {
+            chunk.blocks = BlockRange {
+                start: block,
+                count: Blocks(1),
+            };
+            if let Some(fault) = self.fault_of(chunk, key)? {
+                runs.add(block, fault);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is wrong with the one block of `chunk`.
+    fn fault_of(&self, chunk: &mut Chunk, key: Option<&KeyRef>) -> io::Result<Option<Fault>> {
+        if !self.read_data(chunk)? {
+            return Ok(Some(Fault::Unreadable));
+        }
+        let Some(key) = key else {
+            return Ok(None);
+        };
+        if !self.read_slots(chunk)? {
+            return Ok(Some(Fault::Unreadable));
+        }
+        let BlockRange { start, .. } = chunk.blocks;
+        let slots = chunk.slots.as_flattened();
+        match key.open(self.block_len(), start, &mut chunk.data, slots) {
+            Ok(()) => Ok(None),
+            Err(OpenError::Bad(_)) => Ok(chunk.slots.first().map(tag_fault)),
+            Err(other) => Err(io::Error::other(other)),
+        }
+    }
+
+    /// Reads the data of a chunk; `false` for a media error in it.
+    fn read_data(&self, chunk: &mut Chunk) -> io::Result<bool> {
+        let BlockRange { start, count } = chunk.blocks;
+        chunk.data.set_len(usize_of(count.0) * self.block_len());
+        self.read(self.data_at(chunk.zone, start), &mut chunk.data)
+    }
+
+    /// Reads the slots of a chunk; `false` for a media error in them.
+    fn read_slots(&self, chunk: &mut Chunk) -> io::Result<bool> {
+        let BlockRange { start, count } = chunk.blocks;
+        chunk.slots.resize(usize_of(count.0), [0; SLOT_LEN]);
+        let at = self.slot_at(chunk.zone, start);
+        self.read(at, chunk.slots.as_flattened_mut())
+    }
+
+    /// The slots of `blocks`, up to the first that cannot be read.
+    fn read_slots_until_bad(
+        &self,
+        zone: ZoneIndex,
+        blocks: BlockRange,
+    ) -> io::Result<Vec<[u8; SLOT_LEN]>> {
+        let mut slots = vec![[0; SLOT_LEN]; usize_of(blocks.count.0)];
+        let at = self.slot_at(zone, blocks.start);
+        let readable = self.read_until_bad(at, slots.as_flattened_mut(), SLOT_LEN)?;
+        slots.truncate(readable);
+        Ok(slots)
+    }
+
+    /// How many of the blocks at `start` can be read and fit their slots.
+    fn sound_prefix(
+        &self,
+        zone: ZoneIndex,
+        start: Blocks,
+        slots: &[[u8; SLOT_LEN]],
+        key: &KeyRef,
+    ) -> io::Result<u64> {
+        let block = self.block_len();
+        let mut data = IoBuf::new(slots.len() * block);
+        let readable = self.read_until_bad(self.data_at(zone, start), &mut data, block)?;
+        data.set_len(readable * block);
+        let slots = slots[..readable].as_flattened();
+        match key.open(block, start, &mut data, slots) {
+            Ok(()) => Ok(readable as u64),
+            Err(OpenError::Bad(found)) => Ok(found.first().0.saturating_sub(start.0)),
+            Err(other) => Err(io::Error::other(other)),
+        }
+    }
+
+    /// Fills `buf` as far as the medium can be read, in units of `unit` bytes; says how many. Not
+    /// by halves: a failing disk takes seconds over a bad sector, and this asks for it only twice.
+    fn read_until_bad(&self, offset: u64, buf: &mut [u8], unit: usize) -> io::Result<usize> {
+        if self.read(offset, buf)? {
+            return Ok(buf.len() / unit);
+        }
+        for (number, (offset, piece)) in (offset..)
+            .step_by(unit)
+            .zip(buf.chunks_exact_mut(unit))
+            .enumerate()
+        {
+            if !self.read(offset, piece)? {
+                return Ok(number);
+            }
+        }
+        Ok(buf.len() / unit)
+    }
+
+    /// Reads all of `buf`; `false` for a media error.
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<bool> {
+        match self.medium.read_at(offset, buf) {
+            Ok(()) => Ok(true),
+            Err(e) if is_media_error(&e) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Works on `jobs` in as many threads as there are processors, at most [`MAX_THREADS`], and
+    /// hands every result to `done`, in any order. `tick` hears the bytes of data that were scanned
+    /// so far (also by earlier calls), some times a second and at the end. Both are called on the
+    /// caller's thread.
+    ///
+    /// # Errors
+    /// The first error of a job, after which no other is begun; or that of starting a thread.
+    pub fn in_parallel<J: Send, R: Send>(
+        &self,
+        jobs: impl Iterator<Item = J> + Send,
+        work: impl Fn(J) -> io::Result<R> + Sync,
+        mut done: impl FnMut(R),
+        mut tick: impl FnMut(u64),
+    ) -> io::Result<()> {
+        let threads = thread::available_parallelism().map_or(1, |count| count.get());
+        let jobs = Mutex::new(jobs);
+        let stopped = AtomicBool::new(false);
+        let (to_us, results) = sync_channel(MAX_THREADS);
+        let worker = |to_us: SyncSender<io::Result<R>>| {
+            while !stopped.load(Ordering::Relaxed) {
+                // A poisoned lock is one whose iterator panicked: no more jobs.
+                let Some(job) = jobs.lock().ok().and_then(|mut jobs| jobs.next()) else {
+                    return;
+                };
+                if to_us.send(work(job)).is_err() {
+                    return;
+                }
+            }
+        };
+        thread::scope(|scope| {
+            let mut outcome = Ok(());
+            let worker = &worker;
+            for number in 0..threads.min(MAX_THREADS) {
+                let to_us = to_us.clone();
+                let name = format!("scan {number}");
+                let started = thread::Builder::new()
+                    .name(name)
+                    .spawn_scoped(scope, move || worker(to_us));
+                match started {
+                    Ok(_) => {}
+                    // Fewer threads do as well, if slower.
+                    Err(e) if number == 0 => outcome = Err(e),
+                    Err(_) => break,
+                }
+            }
+            drop(to_us);
+            loop {
+                match results.recv_timeout(TICK) {
+                    Ok(Ok(result)) => done(result),
+                    Ok(Err(e)) => {
+                        stopped.store(true, Ordering::Relaxed);
+                        outcome = outcome.and(Err(e));
+                    }
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+                tick(self.bytes.load(Ordering::Relaxed));
+            }
+            outcome
+        })
+    }
+
+    /// Blocks from `at` to `end`, but at most a chunk.
+    fn chunk_at(&self, at: Blocks, end: Blocks) -> BlockRange {
+        let left = end.0.saturating_sub(at.0);
+        BlockRange {
+            start: at,
+            count: Blocks(left.min(self.geometry.blocks_in(CHUNK).0)),
+        }
+    }
+
+    fn key(&self, zone: ZoneIndex, record: &ZoneRecord) -> io::Result<KeyRef> {
+        let id = KeyId {
+            zone,
+            generation: record.generation,
+        };
+        self.keyslots
+            .get(&mut KeyCache::default(), id, || Some(record.salt))
+            .map_err(io::Error::other)
+    }
+
+    fn is_tagged(&self) -> bool {
+        self.layout.tag_slot_bytes() != 0
+    }
+
+    fn data_at(&self, zone: ZoneIndex, block: Blocks) -> u64 {
+        self.layout.data_offset(zone) + self.geometry.block_bytes(block)
+    }
+
+    fn slot_at(&self, zone: ZoneIndex, block: Blocks) -> u64 {
+        self.layout.tag_offset(zone) + block.0 * SLOT_LEN as u64
+    }
+
+    fn block_len(&self) -> usize {
+        usize_of(self.geometry.block_size().bytes())
+    }
+
+    fn count(&self, blocks: Blocks) {
+        let bytes = self.geometry.block_bytes(blocks);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Joins bad blocks into runs.
+struct Runs<'a, F> {
+    open: Option<BadRun>,
+    bad: &'a mut F,
+}
+
+impl<F: FnMut(BadRun)> Runs<'_, F> {
+    fn add(&mut self, block: Blocks, fault: Fault) {
+        match &mut self.open {
+            Some(run) if run.fault == fault && run.blocks.end() == block => run.blocks.count.0 += 1,
+            _ => {
+                self.end();
+                let blocks = BlockRange {
+                    start: block,
+                    count: Blocks(1),
+                };
+                self.open = Some(BadRun { blocks, fault });
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(run) = self.open.take() {
+            (self.bad)(run);
+        }
+    }
+}
+
+/// What is wrong with a block whose tag is not right.
+fn tag_fault(slot: &[u8; SLOT_LEN]) -> Fault {
+    match Slot::parse(slot).is_blank() {
+        true => Fault::Missing,
+        false => Fault::Mismatch,
+    }
+}
+
+fn is_stamped(slot: &[u8; SLOT_LEN], epoch: Epoch, block: u64, skipped: Skipped) -> bool {
+    let slot = Slot::parse(slot);
+    let counter = skipped.counter(Blocks(block));
+    // A slot that was never written would pass for the first one of epoch 0.
+    !slot.is_blank() && counter.is_some_and(|counter| slot.stamp() == Stamp { epoch, counter })
+}
+
+/// Whether a read failed as one of a bad sector does: EIO, and what Linux makes of a medium error
+/// (ENODATA), a target that gave up (EREMOTEIO), and failed checksums of the device (EILSEQ) or of
+/// the host's file system (EBADMSG).
+fn is_media_error(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EIO | libc::ENODATA | libc::EREMOTEIO | libc::EILSEQ | libc::EBADMSG)
+    )
+}
+
+/// Counts within a chunk, which fit any machine.
+fn usize_of(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests;

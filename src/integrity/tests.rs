@@ -62,6 +62,10 @@ fn bad(keys: &BlockCipher, first: u64, data: &mut [u8], slots: &[u8]) -> Vec<u64
     }
 }
 
+fn slot_at(slots: &[u8], index: usize) -> Slot {
+    Slot::parse(&slots.as_chunks().0[index])
+}
+
 /// The associated data as the module says, put together from its parts.
 fn aad_by_definition(cipher: Cipher, binding: Binding, block: u64) -> Vec<u8> {
     let mut label = b"zonevault 1 block".to_vec();
@@ -146,7 +150,7 @@ proptest! {
         (uuid, zone, generation) in any::<(u128, u32, u64)>(),
         first in prop_oneof![0..1000u64, any::<u64>().prop_map(|n| n >> 1)],
         epoch in 1..=u64::MAX,
-        counter in prop_oneof![0..1000u32, (0..20u32).prop_map(|n| u32::MAX - 20 + n)],
+        counter in prop_oneof![0..1000u32, (0..14u32).prop_map(|n| u32::MAX - 20 + n)],
         blocks in 0..8usize,
         steps in prop_oneof![Just(4usize), Just(32), 1..9usize],
         seed in any::<u8>(),
@@ -331,9 +335,9 @@ fn a_blank_slot_is_never_good() {
     for cipher in TAGGED {
         let keys = keys(cipher);
         let (mut data, mut slots) = sealed(&keys, 0, 3);
-        assert!(!Slot::parse(slots[SLOT_LEN..].first_chunk().unwrap()).is_blank());
+        assert!(!slot_at(&slots, 1).is_blank());
         slots[SLOT_LEN..2 * SLOT_LEN].fill(0);
-        assert!(Slot::parse(slots[SLOT_LEN..].first_chunk().unwrap()).is_blank());
+        assert!(slot_at(&slots, 1).is_blank());
         assert_eq!(bad(&keys, 0, &mut data, &slots), [1]);
         // Nor is one with a right tag: this makes what a daemon without an epoch would write.
         let stamp = Stamp {
@@ -366,7 +370,7 @@ fn stamps_count_up_with_the_blocks() {
 fn counters_do_not_wrap() {
     for cipher in TAGGED {
         let keys = keys(cipher);
-        let mut seal = |counter, blocks: usize| {
+        let seal = |counter, blocks: usize| {
             let (mut data, mut slots) = (plaintext(blocks), vec![0xee; blocks * SLOT_LEN]);
             let stamp = Stamp { counter, ..STAMP };
             let result = keys.seal(BLOCK, Blocks(0), stamp, &mut data, &mut slots);

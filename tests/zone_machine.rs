@@ -20,8 +20,8 @@ mod tests {
     use zonevault::geometry::{Blocks, Generation, Geometry, GeometrySpec, Model, ZoneIndex};
     use zonevault::request::{encode_zone, report_header};
     use zonevault::zone::{
-        Admission, Epoch, Loaded, Opening, RecordCopy, Table, Ticket, ZoneError, ZoneRecord,
-        ZoneSalt, ZoneState,
+        Admission, Epoch, Loaded, Opening, RecordCopy, Skipped, Table, Ticket, ZoneError,
+        ZoneRecord, ZoneSalt, ZoneState,
     };
 
     use crate::common::request::{parse_report, status};

@@ -129,6 +129,7 @@ impl CliError {
                 VolumeError::Image(error) => image_exit(error),
                 VolumeError::Secret(error) => secret_exit(error),
                 VolumeError::Io(_) => Exit::Failure,
+                VolumeError::ForeignRecords => Exit::BadImage,
             },
             Self::Serve(error) => match error {
                 ServeError::SocketInUse(_) => Exit::InUse,

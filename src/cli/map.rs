@@ -153,7 +153,7 @@ pub(super) fn draw(
 mod tests {
     use super::*;
     use crate::format::image::fresh_record;
-    use crate::geometry::{GeometrySpec, Model};
+    use crate::geometry::{Blocks, GeometrySpec, Model};
     use crate::zone::{Loaded, RecordCopy, ZoneSalt};
 
     fn disk(zones: u64) -> (Geometry, Vec<LoadedRecord>) {

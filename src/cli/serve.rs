@@ -114,6 +114,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
         queues: args.queues,
         keyslots: usize::from(args.keyslots),
         read_only: args.read_only,
+        ..Options::default()
     };
     let volume = Volume::open(medium, unlocked, options).map_err(CliError::volume(&args.image))?;
     let volume = Arc::new(volume);

@@ -199,7 +199,7 @@ impl Store for FileStore {
         match (self.data.way, op) {
             (Way::Cached, op @ Op::Write { .. })
             | (Way::Memory, op @ (Op::Read { .. } | Op::ReadMetadata { .. } | Op::Write { .. })) => {
-                self.perform(op, token)
+                self.perform(op, token);
             }
             (Way::Cached, op @ Op::Read { .. }) | (_, op @ Op::ReadMetadata { .. }) => {
                 self.read_cached(op, token);

@@ -11,29 +11,26 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{error, warn};
+use log::error;
 
-use crate::geometry::{Blocks, Generation, SECTOR_SIZE, Sector, ZoneIndex, ZoneType};
-use crate::integrity::Stamp;
+use crate::geometry::{Generation, SECTOR_SIZE, Sector, ZoneIndex, ZoneType};
 use crate::keyslot::{KeyCache, KeyId, KeyRef, KeyslotError};
 use crate::limit::LogLimit;
 use crate::request::{Command, Outcome, Span, Status, ZoneAction, blocks_of};
-use crate::store::{Completion, IoBuf, Medium, Op as StoreOp, Store, Token};
+use crate::store::{Completion, Medium, Op as StoreOp, Store, Token};
 use crate::zone::{Admission, Grant, Released, Ticket, ZoneError};
 
 use super::Volume;
-use super::op::{Direction, Finished, Op, Payload, Piece, PieceKind, Stage, Transfer};
-use super::pool::{PIECE, Pool};
+use super::op::{Direction, Finished, Op, Payload, Piece, Stage, Transfer};
+use super::pool::Pool;
 use super::sync::SyncRound;
+use super::tags::{SlotWriter, TagCache};
 
 /// Operations of the store that a channel has in flight at most.
 const STORE_DEPTH: u32 = 512;
 /// How long a dropped channel waits for the kernel to let go of its buffers.
 const DROP_PATIENCE: Duration = Duration::from_secs(60);
-/// What reads of unwritten space are made of.
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
-static IO_ERRORS: LogLimit = LogLimit::new();
 static KEY_ERRORS: LogLimit = LogLimit::new();
 
 /// One queue's access to a disk. Belongs to one thread.
@@ -42,12 +39,16 @@ pub struct Channel<M: Medium, P: Payload> {
     pub(super) volume: Arc<Volume<M>>,
     pub(super) store: M::Store,
     pub(super) queue: u16,
-    ops: Vec<Option<Op<P>>>,
+    pub(super) ops: Vec<Option<Op<P>>>,
     free_ops: Vec<u32>,
-    pieces: Vec<Option<Piece>>,
-    free_pieces: Vec<u32>,
-    pool: Pool,
+    pub(super) pieces: Vec<Option<Piece>>,
+    pub(super) free_pieces: Vec<u32>,
+    pub(super) pool: Pool,
     keys: KeyCache,
+    pub(super) tags: TagCache,
+    pub(super) slot_writer: SlotWriter,
+    /// Slots at hand; keeps its memory.
+    pub(super) slots: Vec<u8>,
     /// Operations with pieces left to begin, first come first served.
     backlog: VecDeque<u32>,
     /// Zones in which something ended since they were settled.
@@ -61,6 +62,7 @@ pub struct Channel<M: Medium, P: Payload> {
 impl<M: Medium, P: Payload> Channel<M, P> {
     pub(super) fn new(volume: Arc<Volume<M>>, queue: u16, depth: u16) -> io::Result<Self> {
         let store = volume.medium.open_store(STORE_DEPTH)?;
+        let tag_cache = if volume.tagged { volume.tag_cache } else { 0 };
         Ok(Self {
             volume,
             store,
@@ -72,6 +74,9 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             free_pieces: (0..STORE_DEPTH - 1).rev().collect(),
             pool: Pool::new(),
             keys: KeyCache::default(),
+            tags: TagCache::new(tag_cache),
+            slot_writer: SlotWriter::default(),
+            slots: Vec::new(),
             backlog: VecDeque::with_capacity(usize::from(depth)),
             touched: Vec::new(),
             released: Vec::new(),
@@ -242,139 +247,6 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         }
     }
 
-    /// Begins the next piece of a transfer.
-    fn begin_piece(&mut self, id: u32) -> Progress {
-        let geometry = *self.volume.geometry();
-        let Some((direction, sector, left)) = self
-            .transfer(id)
-            .map(|transfer| (transfer.direction, transfer.sector, transfer.left))
-        else {
-            return Progress::AllBegun;
-        };
-        let Some(zone) = geometry.zone_of(sector) else {
-            return self.fail_transfer(id, Status::IoError);
-        };
-        let zone_end = geometry.zone_start(zone).0 + geometry.zone_len(zone).0;
-        let len = left.min((zone_end - sector.0) * SECTOR_SIZE);
-        let span = Span { sector, len };
-        match direction {
-            Direction::Read => self.begin_read_piece(id, zone, span),
-            Direction::Write | Direction::Zeroes => self.begin_write_piece(id, zone, span),
-            Direction::Discard => self.begin_discard_piece(id, zone, span),
-        }
-    }
-
-    fn begin_read_piece(&mut self, id: u32, zone: ZoneIndex, span: Span) -> Progress {
-        let view = match self.volume.table.admit_read(zone) {
-            Ok(view) => view,
-            Err(error) => return self.fail_transfer(id, error.into()),
-        };
-        let geometry = *self.volume.geometry();
-        let len = span.len.min(PIECE as u64);
-        let (first, count) = blocks_of(&geometry, zone, Span { len, ..span });
-        let valid = Blocks(view.written.0.saturating_sub(first.0).min(count.0));
-        let stored = geometry.block_bytes(valid);
-        let offset = self.transfer(id).map_or(0, |transfer| transfer.offset);
-        if stored == 0 {
-            return match self.scatter_zeroes(id, offset, len) {
-                Ok(()) => self.advance(id, len, 0),
-                Err(status) => self.fail_transfer(id, status),
-            };
-        }
-        let Some((token, buf)) = self.piece_and_buffer(stored) else {
-            return Progress::Starved;
-        };
-        let kind = PieceKind::Read {
-            generation: view.generation,
-            first,
-            offset,
-            zeroes: len - stored,
-        };
-        let at = self.volume.layout.data_offset(zone) + geometry.block_bytes(first);
-        self.submit(
-            token,
-            Piece { op: id, zone, kind },
-            StoreOp::Read { offset: at, buf },
-        );
-        self.advance(id, len, 1)
-    }
-
-    fn begin_write_piece(&mut self, id: u32, zone: ZoneIndex, span: Span) -> Progress {
-        let geometry = *self.volume.geometry();
-        let len = span.len.min(PIECE as u64);
-        let (first, _) = blocks_of(&geometry, zone, Span { len, ..span });
-        let Some((token, mut buf)) = self.piece_and_buffer(len) else {
-            return Progress::Starved;
-        };
-        if let Err(status) = self.fill_and_encrypt(id, zone, first, &mut buf) {
-            self.free_pieces.push(token);
-            self.pool.give(buf);
-            return self.fail_transfer(id, status);
-        }
-        let piece = Piece {
-            op: id,
-            zone,
-            kind: PieceKind::Write,
-        };
-        let offset = self.volume.layout.data_offset(zone) + geometry.block_bytes(first);
-        self.submit(token, piece, StoreOp::Write { offset, buf });
-        self.advance(id, len, 1)
-    }
-
-    /// Fills `buf` with what is to be written at block `first` of `zone`, encrypted.
-    fn fill_and_encrypt(
-        &mut self,
-        id: u32,
-        zone: ZoneIndex,
-        first: Blocks,
-        buf: &mut [u8],
-    ) -> Result<(), Status> {
-        let op = self.ops.get(id as usize).and_then(Option::as_ref);
-        let Some((op, Stage::Transfer(transfer))) = op.map(|op| (op, &op.stage)) else {
-            return Err(Status::IoError);
-        };
-        let generation = match &transfer.grant {
-            Some(grant) => grant.generation,
-            None => self.volume.table.admit_read(zone)?.generation,
-        };
-        if transfer.direction == Direction::Zeroes {
-            buf.fill(0);
-        } else if op.payload.gather(transfer.offset, buf).is_err() {
-            return Err(Status::IoError);
-        }
-        let key = self.key(zone, generation).map_err(|e| no_key(zone, &e))?;
-        key.seal(self.block_len(), first, Stamp::default(), buf, &mut [])
-            .map_err(|_| Status::IoError)
-    }
-
-    fn begin_discard_piece(&mut self, id: u32, zone: ZoneIndex, span: Span) -> Progress {
-        let Some(token) = self.free_pieces.pop() else {
-            return Progress::Starved;
-        };
-        let geometry = *self.volume.geometry();
-        let (first, count) = blocks_of(&geometry, zone, span);
-        let piece = Piece {
-            op: id,
-            zone,
-            kind: PieceKind::Deallocate,
-        };
-        let offset = self.volume.layout.data_offset(zone) + geometry.block_bytes(first);
-        let len = geometry.block_bytes(count);
-        self.submit(token, piece, StoreOp::Deallocate { offset, len });
-        self.advance(id, span.len, 1)
-    }
-
-    fn piece_and_buffer(&mut self, len: u64) -> Option<(u32, IoBuf)> {
-        let token = self.free_pieces.pop()?;
-        let buf = usize::try_from(len)
-            .ok()
-            .and_then(|len| self.pool.take(len));
-        if buf.is_none() {
-            self.free_pieces.push(token);
-        }
-        Some((token, buf?))
-    }
-
     pub(super) fn free_piece(&mut self) -> Option<u32> {
         self.free_pieces.pop()
     }
@@ -387,7 +259,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     }
 
     /// Books `len` bytes of a transfer as begun.
-    fn advance(&mut self, id: u32, len: u64, pieces: u32) -> Progress {
+    pub(super) fn advance(&mut self, id: u32, len: u64, pieces: u32) -> Progress {
         if let Some(transfer) = self.transfer(id) {
             transfer.sector = Sector(transfer.sector.0 + len / SECTOR_SIZE);
             transfer.left -= len;
@@ -397,7 +269,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         Progress::Begun
     }
 
-    fn fail_transfer(&mut self, id: u32, status: Status) -> Progress {
+    pub(super) fn fail_transfer(&mut self, id: u32, status: Status) -> Progress {
         if let Some(transfer) = self.transfer(id) {
             transfer.fail(status);
         }
@@ -409,6 +281,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     fn reap(&mut self) -> bool {
         let mut any = false;
         loop {
+            self.write_slots();
             let mut completions = std::mem::take(&mut self.completions);
             self.store.reap(&mut completions);
             if completions.is_empty() {
@@ -424,84 +297,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         }
     }
 
-    fn complete(&mut self, completion: Completion) {
-        let Completion { token, result, buf } = completion;
-        if token == super::sync::TOKEN {
-            self.end_sync(result);
-            return;
-        }
-        let slot = usize::try_from(token)
-            .ok()
-            .and_then(|slot| self.pieces.get_mut(slot));
-        let Some(piece) = slot.and_then(Option::take) else {
-            return;
-        };
-        self.free_pieces.push(u32::try_from(token).unwrap_or(0));
-        if let PieceKind::Deallocate = piece.kind {
-            // Space only, and a medium that cannot give it back says so once in its own log.
-            self.end_deallocation(piece.op);
-            self.end_transfer_piece(piece.op, Ok(()));
-            return;
-        }
-        let mut buf = buf;
-        let result = match (result, &mut buf) {
-            (Err(e), _) => {
-                if let Some(more) = IO_ERRORS.allow() {
-                    warn!("{}: {e} ({more} more like it)", piece.zone);
-                }
-                Err(Status::IoError)
-            }
-            (Ok(()), Some(buf)) => self.deliver(&piece, buf),
-            (Ok(()), None) => Err(Status::IoError),
-        };
-        if let Some(buf) = buf {
-            self.pool.give(buf);
-        }
-        self.end_transfer_piece(piece.op, result);
-    }
-
-    /// Decrypts what a read brought and hands it to the guest.
-    fn deliver(&mut self, piece: &Piece, buf: &mut [u8]) -> Result<(), Status> {
-        let PieceKind::Read {
-            generation,
-            first,
-            offset,
-            zeroes,
-        } = piece.kind
-        else {
-            return Ok(());
-        };
-        match self.key(piece.zone, generation) {
-            Ok(key) => key
-                .open(self.block_len(), first, buf, &[])
-                .map_err(|_| Status::IoError)?,
-            // Reset while the read was under way: an empty zone reads as zeroes.
-            Err(KeyslotError::Erased(_)) => buf.fill(0),
-            Err(e) => return Err(no_key(piece.zone, &e)),
-        }
-        let op = self.op(piece.op).ok_or(Status::IoError)?;
-        op.payload
-            .scatter(offset, buf)
-            .map_err(|_| Status::IoError)?;
-        self.scatter_zeroes(piece.op, offset + buf.len() as u64, zeroes)
-    }
-
-    fn scatter_zeroes(&self, id: u32, offset: u64, len: u64) -> Result<(), Status> {
-        let op = self.ops.get(id as usize).and_then(Option::as_ref);
-        let op = op.ok_or(Status::IoError)?;
-        let (mut at, end) = (offset, offset + len);
-        while at < end {
-            let take = (end - at).min(ZEROES.len() as u64);
-            let zeroes = ZEROES.get(..usize::try_from(take).unwrap_or(0));
-            op.payload
-                .scatter(at, zeroes.unwrap_or_default())
-                .map_err(|_| Status::IoError)?;
-            at += take;
-        }
-        Ok(())
-    }
-
-    fn end_transfer_piece(&mut self, id: u32, result: Result<(), Status>) {
+    pub(super) fn end_transfer_piece(&mut self, id: u32, result: Result<(), Status>) {
         if let Some(transfer) = self.transfer(id) {
             transfer.flying -= 1;
             if let Err(status) = result {
@@ -608,7 +404,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         self.ops.get_mut(id as usize)?.as_mut()
     }
 
-    fn transfer(&mut self, id: u32) -> Option<&mut Transfer> {
+    pub(super) fn transfer(&mut self, id: u32) -> Option<&mut Transfer> {
         match &mut self.op(id)?.stage {
             Stage::Transfer(transfer) => Some(transfer),
             _ => None,
@@ -639,11 +435,15 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         }
     }
 
-    fn block_len(&self) -> usize {
+    pub(super) fn block_len(&self) -> usize {
         1 << self.volume.geometry().block_size().shift()
     }
 
-    fn key(&mut self, zone: ZoneIndex, generation: Generation) -> Result<KeyRef, KeyslotError> {
+    pub(super) fn key(
+        &mut self,
+        zone: ZoneIndex,
+        generation: Generation,
+    ) -> Result<KeyRef, KeyslotError> {
         let table = &self.volume.table;
         let id = KeyId { zone, generation };
         self.volume
@@ -652,7 +452,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     }
 }
 
-fn no_key(zone: ZoneIndex, error: &KeyslotError) -> Status {
+pub(super) fn no_key(zone: ZoneIndex, error: &KeyslotError) -> Status {
     if let Some(more) = KEY_ERRORS.allow() {
         error!("{zone}: {error} ({more} more like it)");
     }

@@ -19,42 +19,44 @@
 mod channel;
 mod manage;
 mod op;
+mod piece;
 mod pool;
+pub mod scan;
+mod session;
 mod sync;
+mod tags;
 #[cfg(test)]
 mod tests;
 
 pub use channel::Channel;
 pub use op::{Finished, Payload};
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use log::{error, info, warn};
+use log::error;
 use parking_lot::Mutex;
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use self::scan::Scanner;
 use crate::format::{
-    BootId, Header, HeaderKey, ImageError, Layout, OpenState, RecordKey, Unlocked,
-    image::{load_records, write_header, write_record},
+    Header, HeaderKey, ImageError, Layout, RecordKey, Unlocked,
+    image::{load_records, records_root, write_record},
 };
 use crate::geometry::{Geometry, ZoneIndex};
-use crate::keyslot::{KeyslotStats, Keyslots};
+use crate::keyslot::{self, KeyslotStats, Keyslots};
 use crate::limit::LogLimit;
 use crate::secret::SecretError;
-use crate::store::{Medium, Op, Store};
-use crate::zone::{Epoch, Opening, RecordWrite, Released, Table, Ticket, ZoneInfo, ZoneSalt};
+use crate::store::Medium;
+use crate::zone::{Opening, RecordWrite, Released, Settled, Table, Ticket, ZoneInfo, ZoneSalt};
 
+/// Bytes of tag slots kept in memory unless told otherwise: those of 1 GiB of blocks of 4 KiB.
+pub const DEFAULT_TAG_CACHE: usize = 8 << 20;
 /// Record writes of two zones may overlap, those of one zone may not: zones share this many locks.
 const RECORD_LOCKS: usize = 64;
-
-/// How often the end of a deallocation is looked for while a disk is opened.
-const DEALLOCATION_POLL: Duration = Duration::from_millis(10);
 
 static RECORD_ERRORS: LogLimit = LogLimit::new();
 
@@ -70,6 +72,12 @@ pub enum VolumeError {
     /// Reading or writing metadata.
     #[error("cannot access the image's metadata: {0}")]
     Io(#[from] io::Error),
+    /// Records of a clean disk that do not belong to its header.
+    #[error(
+        "the zone records are not those with which the disk was closed: some were put back from an \
+         older copy, or both copies of one are damaged"
+    )]
+    ForeignRecords,
 }
 
 /// How a disk is to be opened.
@@ -81,6 +89,44 @@ pub struct Options {
     pub keyslots: usize,
     /// Change nothing, neither for the guest nor of the image's own bookkeeping.
     pub read_only: bool,
+    /// Take a disk that was not closed for one that was cut off from power, although the host was
+    /// not booted since: its page cache may have been lost all the same (a copied image, a
+    /// detached device).
+    pub after_power_cut: bool,
+    /// Take the zone records of a clean disk as they are, also if they are not those with which it
+    /// was closed.
+    pub accept_records: bool,
+    /// Bytes of tag slots that all channels together keep in memory.
+    pub tag_cache: usize,
+}
+
+impl Default for Options {
+    /// One queue, and what the command line has unless told otherwise.
+    fn default() -> Self {
+        Self {
+            queues: 1,
+            keyslots: keyslot::DEFAULT_SLOTS,
+            read_only: false,
+            after_power_cut: false,
+            accept_records: false,
+            tag_cache: DEFAULT_TAG_CACHE,
+        }
+    }
+}
+
+/// How often blocks were found bad since the disk was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IntegrityStats {
+    /// Blocks whose tag did not fit when the guest read them.
+    pub bad_blocks: u64,
+    /// Reads of tag slots that no cache had.
+    pub slot_reads: u64,
+}
+
+#[derive(Debug, Default)]
+struct IntegrityCounters {
+    bad_blocks: AtomicU64,
+    slot_reads: AtomicU64,
 }
 
 /// Where other queues leave what they released for a queue.
@@ -118,6 +164,11 @@ pub struct Volume<M: Medium> {
     write_cache: AtomicBool,
     sync_failed: AtomicBool,
     sync_gate: Mutex<SyncGate>,
+    /// Blocks have tag slots.
+    tagged: bool,
+    /// Bytes of tag slots that one channel keeps.
+    tag_cache: usize,
+    integrity: IntegrityCounters,
 }
 
 impl<M: Medium> Volume<M> {
@@ -130,30 +181,40 @@ impl<M: Medium> Volume<M> {
             header,
             volume_key,
             layout,
+            damaged_header,
             ..
         } = unlocked;
         let geometry = *header.geometry();
-        let boot_id = boot_id();
-        let opening = how_it_was_left(&header, boot_id);
-        let loaded = load_records(&medium, &layout, &geometry, &record_key)?;
+        let boot_id = session::boot_id();
+        let opening = session::how_it_was_left(&header, boot_id, &options);
+        let mut loaded = load_records(&medium, &layout, &geometry, &record_key)?;
         let lost = loaded.iter().filter(|record| record.newest.is_none());
         match lost.count() {
             0 => {}
             lost => error!("{lost} zones have no valid record and are offline"),
         }
-        let zones = geometry.all_zones().zip(&loaded);
-        let stale: Vec<ZoneIndex> = zones
-            .filter(|(_, record)| record.stale)
-            .map(|(zone, _)| zone)
-            .collect();
-        let epoch = random_epoch()?;
-        let records = loaded.iter().map(|record| record.newest).collect();
+        let root = records_root(&record_key, &loaded);
+        session::check_root(&header, root, &options)?;
         let keyslots = Keyslots::new(
             volume_key,
             *header.uuid(),
             header.cipher(),
             options.keyslots,
         );
+        let tagged = header.cipher().is_tagged();
+        if tagged && opening == Opening::PowerCut {
+            // With one copy of the header lost it may be the one that named the last epoch.
+            let last_epoch = damaged_header.is_none().then_some(header.epoch);
+            let scanner = Scanner::new(&medium, &layout, &geometry, &keyslots);
+            session::prove(&scanner, &geometry, last_epoch, &mut loaded)?;
+        }
+        let zones = geometry.all_zones().zip(&loaded);
+        let stale: Vec<ZoneIndex> = zones
+            .filter(|(_, record)| record.stale)
+            .map(|(zone, _)| zone)
+            .collect();
+        let epoch = session::random_epoch()?;
+        let records = loaded.iter().map(|record| record.newest).collect();
         let volume = Self {
             table: Table::new(geometry, records, opening, epoch),
             medium,
@@ -172,110 +233,14 @@ impl<M: Medium> Volume<M> {
             write_cache: AtomicBool::new(true),
             sync_failed: AtomicBool::new(false),
             sync_gate: Mutex::new(SyncGate::default()),
+            tagged,
+            tag_cache: options.tag_cache / usize::from(options.queues.max(1)),
+            integrity: IntegrityCounters::default(),
         };
         if !options.read_only {
             volume.begin_session(opening, epoch, boot_id, &stale)?;
         }
         Ok(volume)
-    }
-
-    /// Makes an opening durable. Before the header says that the disk is open under a new epoch,
-    /// every record it relies on is: whoever finds that header can trust what it finds below.
-    fn begin_session(
-        &self,
-        opening: Opening,
-        epoch: Epoch,
-        boot_id: BootId,
-        stale: &[ZoneIndex],
-    ) -> Result<(), VolumeError> {
-        match opening {
-            Opening::Clean => {}
-            Opening::Killed => info!("the last daemon of this disk was killed: going on exactly"),
-            Opening::PowerCut => warn!(
-                "the disk was not closed in order: {} zones return to their last flush",
-                self.table.touched().len()
-            ),
-        }
-        // What a killed daemon wrote may still be in the page cache only.
-        self.medium.sync()?;
-        if opening != Opening::PowerCut {
-            self.table.all_durable();
-        }
-        for &zone in stale {
-            self.table.touch(zone);
-        }
-        self.write_touched_records()?;
-        self.deallocate(stale)?;
-        self.set_header(OpenState::Open, |header| {
-            header.epoch = epoch;
-            header.boot_id = boot_id;
-        })
-    }
-
-    /// Writes every record that is out of date and makes all of them durable.
-    fn write_touched_records(&self) -> Result<(), VolumeError> {
-        for zone in self.table.touched() {
-            if let Some(order) = self.table.settle(zone).record {
-                write_record(&self.medium, &self.layout, &self.record_key, zone, &order)?;
-                self.table.record_written(zone, &order);
-            }
-        }
-        let mark = self.table.begin_flush();
-        self.medium.sync()?;
-        let _ = self.table.end_flush(mark);
-        Ok(())
-    }
-
-    /// Gives back the space of zones whose reset was cut off.
-    fn deallocate(&self, zones: &[ZoneIndex]) -> Result<(), VolumeError> {
-        if zones.is_empty() {
-            return Ok(());
-        }
-        let mut store = self.medium.open_store(1)?;
-        for &zone in zones {
-            store.submit(self.deallocation(zone), 0);
-            store.kick();
-            while store.in_flight() > 0 {
-                store.wait(DEALLOCATION_POLL);
-                store.reap(&mut Vec::new());
-            }
-        }
-        Ok(())
-    }
-
-    /// The operation that gives back the space of a whole zone.
-    fn deallocation(&self, zone: ZoneIndex) -> Op {
-        let (offset, len) = self.layout.extents(zone);
-        Op::Deallocate { offset, len }
-    }
-
-    fn set_header(
-        &self,
-        state: OpenState,
-        change: impl FnOnce(&mut Header),
-    ) -> Result<(), VolumeError> {
-        let mut held = self.header.lock();
-        let mut header = held.header.clone();
-        header.state = state;
-        change(&mut header);
-        write_header(&self.medium, &held.key, &mut header)?;
-        held.header = header;
-        Ok(())
-    }
-
-    /// Closes the disk in order: everything durable, no zone open, marked clean. No channel may
-    /// have anything in flight.
-    pub fn close(&self) -> Result<(), VolumeError> {
-        if self.read_only {
-            return Ok(());
-        }
-        self.table.close_all();
-        // First what was written becomes durable, then the records that call it so.
-        let mark = self.table.begin_flush();
-        self.medium.sync()?;
-        let _ = self.table.end_flush(mark);
-        self.write_touched_records()?;
-        self.set_header(OpenState::Clean, |_| {})
     }
 
     /// The disk's shape.
@@ -296,6 +261,14 @@ impl<M: Medium> Volume<M> {
     /// What the keyslots did so far.
     pub fn keyslot_stats(&self) -> KeyslotStats {
         self.keyslots.stats()
+    }
+
+    /// What was found bad so far.
+    pub fn integrity_stats(&self) -> IntegrityStats {
+        IntegrityStats {
+            bad_blocks: self.integrity.bad_blocks.load(Ordering::Relaxed),
+            slot_reads: self.integrity.slot_reads.load(Ordering::Relaxed),
+        }
     }
 
     /// Turns the write cache on or off. Off: a write is durable before it is acknowledged.
@@ -340,6 +313,9 @@ impl<M: Medium> Volume<M> {
                 }
             }
         }
+        if settled.fence {
+            ok &= self.fence(zone, ok, &mut settled);
+        }
         // Still under the lock, and behind what others released for `own` before: a queue hears of
         // its writes to a zone in write-pointer order, whoever settled them.
         self.take_mail(own, released);
@@ -352,6 +328,40 @@ impl<M: Medium> Volume<M> {
         }
         drop(guard);
         ok
+    }
+
+    /// The write pointer of `zone` fell back. The record that says which counters were used must be
+    /// durable before the zone takes another write, or after a power cut a block of the failed write
+    /// could pass for the one written in its place. Rare enough to be waited for here.
+    fn fence(&self, zone: ZoneIndex, recorded: bool, settled: &mut Settled) -> bool {
+        let synced = recorded && self.tagged && self.sync_now();
+        let ok = recorded && (synced || !self.tagged);
+        let durable = settled.record.as_ref().filter(|_| synced);
+        self.table.end_fence(zone, ok, durable);
+        let freed = self.table.settle(zone);
+        let mut recorded = true;
+        if let Some(order) = freed.record {
+            recorded = self.write_record(zone, &order);
+            if !recorded {
+                self.table.fail_zone(zone);
+            }
+        }
+        settled.released.extend(freed.released);
+        ok && recorded
+    }
+
+    /// Syncs out of turn. A failure counts for all who wait for a sync now: the kernel tells of it
+    /// once only.
+    fn sync_now(&self) -> bool {
+        match self.medium.sync() {
+            Ok(()) => true,
+            Err(e) => {
+                self.note_failed_sync(&e);
+                // Those zones' records are written when somebody next settles them.
+                let _ = self.table.fail_flush();
+                false
+            }
+        }
     }
 
     fn write_record(&self, zone: ZoneIndex, order: &RecordWrite) -> bool {
@@ -467,31 +477,6 @@ pub fn channel<M: Medium, P: Payload>(
     depth: u16,
 ) -> io::Result<Channel<M, P>> {
     Channel::new(Arc::clone(volume), queue, depth)
-}
-
-fn how_it_was_left(header: &Header, boot_id: BootId) -> Opening {
-    match header.state {
-        OpenState::Clean => Opening::Clean,
-        OpenState::Open if boot_id != BootId::default() && header.boot_id == boot_id => {
-            Opening::Killed
-        }
-        OpenState::Open => Opening::PowerCut,
-    }
-}
-
-/// This boot of the host, or zero where the kernel does not tell: then any unclean disk counts as
-/// cut off from power, which is the careful reading.
-fn boot_id() -> BootId {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .ok()
-        .and_then(|text| uuid::Uuid::try_parse(text.trim()).ok())
-        .map_or_else(BootId::default, |id| BootId(id.into_bytes()))
-}
-
-fn random_epoch() -> Result<Epoch, VolumeError> {
-    let mut bytes = [0; 8];
-    fill_random(&mut bytes)?;
-    Ok(Epoch(u64::from_le_bytes(bytes)))
 }
 
 fn random_salt() -> io::Result<ZoneSalt> {

@@ -2,6 +2,7 @@
 
 use crate::geometry::{Blocks, Generation, Sector, ZoneIndex};
 use crate::request::{Command, MemoryFault, Outcome, Span, Status};
+use crate::store::IoBuf;
 use crate::zone::Grant;
 
 /// The data of an operation, wherever its owner keeps it. Offsets are from the start of the data.
@@ -119,22 +120,46 @@ pub(super) struct Op<P> {
     pub(super) stage: Stage,
 }
 
+/// Where the tag slots of a piece are.
+#[derive(Debug)]
+pub(super) enum SlotSource {
+    /// The cipher has none, or they are being read.
+    None,
+    /// In the channel's cache, unless they lose their place there.
+    Cache,
+    /// In pages that were read for this piece.
+    Pages(IoBuf),
+    /// Read after what the cache had did not fit.
+    Fresh(Vec<u8>),
+}
+
+/// Ciphertext of `count` blocks for `payload[offset..]`, then `zeroes` bytes that were never
+/// written.
+#[derive(Debug)]
+pub(super) struct ReadPiece {
+    pub(super) generation: Generation,
+    pub(super) first: Blocks,
+    pub(super) count: Blocks,
+    pub(super) offset: u64,
+    pub(super) zeroes: u64,
+    /// Operations of the store that are not over: that for the data, and perhaps that for the slots.
+    pub(super) flying: u8,
+    /// The ciphertext, once it is there.
+    pub(super) data: Option<IoBuf>,
+    pub(super) slots: SlotSource,
+    pub(super) failed: Option<Status>,
+}
+
 /// What a piece is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) enum PieceKind {
-    /// Ciphertext for `payload[offset..]`, then `zeroes` bytes that were never written.
-    Read {
-        generation: Generation,
-        first: Blocks,
-        offset: u64,
-        zeroes: u64,
-    },
+    Read(ReadPiece),
     Write,
     Deallocate,
 }
 
-/// One operation of the store, on behalf of an operation of the channel.
-#[derive(Clone, Copy, Debug)]
+/// A part of an operation of the channel that the store works on.
+#[derive(Debug)]
 pub(super) struct Piece {
     pub(super) op: u32,
     pub(super) zone: ZoneIndex,

@@ -15,9 +15,9 @@ pub(super) const TOKEN: Token = Token::MAX;
 /// A channel's syncs.
 ///
 /// Write order of a round: everything acknowledged before it is made durable by the first sync.
-/// Then the records of zones whose durable write pointer moved are written; they must be durable
-/// too before anyone is told, since a cipher without tags knows the end of its data from them
-/// alone, so a second sync follows if there are any.
+/// Then the records of zones whose durable write pointer moved are written. A cipher without tags
+/// knows the end of its data from them alone, so they must be durable too before anyone is told, and
+/// a second sync follows if there are any. With tags the data says itself how far it goes.
 #[derive(Debug, Default)]
 pub(super) struct SyncRound {
     active: Option<Active>,
@@ -133,7 +133,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         for &zone in &moved {
             ok &= self.volume.publish(zone, self.queue, &mut self.released);
         }
-        let again = ok && !second && !moved.is_empty();
+        let again = ok && !second && !moved.is_empty() && !self.volume.tagged;
         (!again).then_some(ok)
     }
 

@@ -335,17 +335,18 @@ impl Table {
         settled
     }
 
-    /// The record of a zone whose write pointer fell back is durable (or is not, and then the zone
-    /// is read-only): who waits for the zone is freed by the next [`Table::settle`].
-    pub fn end_fence(&self, index: ZoneIndex, record: Option<&RecordWrite>) {
+    /// All that a zone's falling back needed is done, or (not `ok`) could not be, and the zone is
+    /// read-only. `durable` is the record if it was synced. Who waits for the zone is freed by the
+    /// next [`Table::settle`].
+    pub fn end_fence(&self, index: ZoneIndex, ok: bool, durable: Option<&RecordWrite>) {
         let mut inner = self.inner.lock();
         if let Some(zone) = inner.zone(index) {
             zone.fenced = false;
-            if let Some(record) = record {
+            if let Some(record) = durable {
                 zone.place.synced(record.sequence);
             }
         }
-        if record.is_none() {
+        if !ok {
             inner.set_state(index, ZoneState::ReadOnly);
         }
     }

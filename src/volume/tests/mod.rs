@@ -5,6 +5,7 @@
 )]
 
 mod races;
+mod tagged;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -14,8 +15,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::crypt::Cipher;
-use crate::format::image::{create, unlock};
-use crate::format::{Argon2Cost, CreateSpec, NewProtector, Protector};
+use crate::format::image::{create, unlock, write_header};
+use crate::format::{Argon2Cost, BootId, CreateSpec, NewProtector, Protector};
 use crate::geometry::{GeometrySpec, Sector};
 use crate::keyslot::MIN_SLOTS;
 use crate::request::{Command, MemoryFault, Outcome, Span, Status, ZoneAction};
@@ -72,14 +73,18 @@ fn credential() -> Credential {
 }
 
 fn image(model: crate::geometry::Model) -> MemMedium {
-    let geometry = spec(model).validate().unwrap();
-    let layout = Layout::new(&geometry, 0).unwrap();
+    image_of(spec(model), Cipher::Aes256Xts)
+}
+
+fn image_of(spec: GeometrySpec, cipher: Cipher) -> MemMedium {
+    let geometry = spec.validate().unwrap();
+    let layout = Layout::new(&geometry, cipher.tag_slot_bytes()).unwrap();
     let medium = MemMedium::new(layout.image_len());
-    format(&medium, geometry);
+    format(&medium, geometry, cipher);
     medium
 }
 
-fn format(medium: &impl Medium, geometry: Geometry) {
+fn format(medium: &impl Medium, geometry: Geometry, cipher: Cipher) {
     let (uuid, volume_key) = (Uuid::new_v4(), VolumeKey::random().unwrap());
     let new = NewProtector {
         credential: &credential(),
@@ -90,7 +95,7 @@ fn format(medium: &impl Medium, geometry: Geometry) {
     let protector = Protector::seal(&volume_key, &uuid, 0, &new).unwrap();
     let spec = CreateSpec {
         geometry: &geometry,
-        cipher: Cipher::Aes256Xts,
+        cipher,
         uuid,
         created: 0,
         volume_key: &volume_key,
@@ -117,11 +122,15 @@ impl Disk {
     }
 
     fn open(medium: MemMedium) -> Self {
+        Self::open_with(medium, Options::default())
+    }
+
+    fn open_with(medium: MemMedium, options: Options) -> Self {
         let unlocked = unlock(&medium, &credential()).unwrap();
         let options = Options {
             queues: 2,
             keyslots: MIN_SLOTS,
-            read_only: false,
+            ..options
         };
         let volume = Arc::new(Volume::open(medium.clone(), unlocked, options).unwrap());
         let channels = (0..2).map(|queue| channel(&volume, queue, 64).unwrap());

@@ -12,7 +12,7 @@ fn sequential_disk() -> Disk {
     };
     let geometry = geometry.validate().unwrap();
     let medium = MemMedium::new(Layout::new(&geometry, 0).unwrap().image_len());
-    format(&medium, geometry);
+    format(&medium, geometry, Cipher::Aes256Xts);
     Disk::open(medium)
 }
 
@@ -213,12 +213,12 @@ fn one_poll_ends_a_flush_where_nothing_would_call_for_another() {
     let len = Layout::new(&geometry, 0).unwrap().image_len();
     let file = FileMedium::create(&dir.path().join("image"), len, false).unwrap();
     let medium = NoRing(file);
-    format(&medium, geometry);
+    format(&medium, geometry, Cipher::Aes256Xts);
     let unlocked = unlock(&medium, &credential()).unwrap();
     let options = Options {
         queues: 1,
         keyslots: MIN_SLOTS,
-        read_only: false,
+        ..Options::default()
     };
     let volume = Arc::new(Volume::open(medium, unlocked, options).unwrap());
     let mut channel = channel::<_, Memory>(&volume, 0, 64).unwrap();

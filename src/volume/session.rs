@@ -1,0 +1,268 @@
+//! Opening and closing a disk: what it was left as, what can be proven of it, and in which order
+//! that becomes durable.
+//!
+//! *Opening.* The zone records are read and, of a clean disk, compared with the root in its header.
+//! After a power cut every zone is read on from its durable write pointer: a tag under the epoch of
+//! the last session, with the counter that follows, proves a block ([`Scanner::extend`]). The first
+//! block that proves nothing ends the zone. Nothing is ever moved back behind what a record calls
+//! durable, and a second crash meanwhile finds the same: until the new epoch is in the header, the
+//! old one still proves what it proved, and records only ever say more.
+//!
+//! *Closing.* Data, then records that call it durable, then those records' other copies, then the
+//! header with the root, each synced before the next.
+
+use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+
+use crate::format::{
+    BootId, Header, LoadedRecord, OpenState, RecordsRoot,
+    image::{load_records, records_root, write_header, write_record},
+};
+use crate::geometry::{Blocks, Geometry, ZoneIndex};
+use crate::store::{Medium, Op, Store};
+use crate::zone::{Epoch, Loaded, Opening, Skipped, provable};
+
+use super::scan::Scanner;
+use super::{Options, Volume, VolumeError, fill_random};
+
+/// How often the end of a deallocation is looked for while a disk is opened.
+const DEALLOCATION_POLL: Duration = Duration::from_millis(10);
+/// A recovery that takes longer than this says how far it is, and again after as long.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// How the disk was left, as far as its header and the boot of the host tell.
+pub(super) fn how_it_was_left(header: &Header, boot: BootId, options: &Options) -> Opening {
+    match header.state {
+        OpenState::Clean => Opening::Clean,
+        OpenState::Open if options.after_power_cut || boot == BootId::default() => {
+            Opening::PowerCut
+        }
+        OpenState::Open if header.boot_id == boot => Opening::Killed,
+        OpenState::Open => Opening::PowerCut,
+    }
+}
+
+/// Refuses a clean disk whose records are not those with which it was closed.
+pub(super) fn check_root(
+    header: &Header,
+    found: RecordsRoot,
+    options: &Options,
+) -> Result<(), VolumeError> {
+    if header.state != OpenState::Clean || header.records_root == found {
+        return Ok(());
+    }
+    if options.accept_records {
+        warn!("the zone records are not those with which the disk was closed: accepted as told");
+        return Ok(());
+    }
+    Err(VolumeError::ForeignRecords)
+}
+
+/// What the tags of a disk that was cut off from power prove, noted in `loaded`.
+///
+/// `last_epoch` is the epoch of the last session, under which a zone was written whose newest record
+/// that reached the medium is of an earlier one. If it is not known, each record's own has to do.
+pub(super) fn prove<M: Medium>(
+    scanner: &Scanner<'_, M>,
+    geometry: &Geometry,
+    last_epoch: Option<Epoch>,
+    loaded: &mut [LoadedRecord],
+) -> Result<(), VolumeError> {
+    let zones = geometry.all_zones().zip(loaded.iter());
+    let jobs: Vec<(ZoneIndex, Loaded)> = zones
+        .filter_map(|(zone, record)| Some((zone, record.newest?)))
+        .filter(|(zone, found)| found.proven < provable(geometry, *zone, found))
+        .collect();
+    let total = jobs.len();
+    let begun = Instant::now();
+    let mut next_line = PROGRESS_EVERY;
+    let done = AtomicU64::new(0);
+    let prove_zone = |(zone, found): (ZoneIndex, Loaded)| {
+        let record = &found.record;
+        let (epoch, skipped) = match last_epoch {
+            Some(epoch) if epoch != record.epoch => (epoch, Skipped(0)),
+            _ => (record.epoch, record.skipped),
+        };
+        let end = provable(geometry, zone, &found);
+        let proven = scanner.extend(zone, record, epoch, skipped, found.proven, end)?;
+        done.fetch_add(1, Ordering::Relaxed);
+        Ok((zone, proven))
+    };
+    let mut gained = Blocks(0);
+    let note = |(zone, proven): (ZoneIndex, Blocks)| {
+        let newest = loaded
+            .get_mut(zone.as_usize())
+            .and_then(|record| record.newest.as_mut());
+        if let Some(newest) = newest {
+            gained = Blocks(gained.0 + proven.0.saturating_sub(newest.proven.0));
+            newest.proven = proven;
+        }
+    };
+    let tick = |bytes| {
+        if begun.elapsed() >= next_line {
+            next_line = begun.elapsed() + PROGRESS_EVERY;
+            let zones = done.load(Ordering::Relaxed);
+            info!(
+                "recovering: {zones} of {total} zones, {} MiB read",
+                bytes >> 20
+            );
+        }
+    };
+    scanner.in_parallel(jobs.into_iter(), prove_zone, note, tick)?;
+    info!(
+        "recovered {} MiB behind the last flush from their tags, in {:.1} s",
+        geometry.block_bytes(gained) >> 20,
+        begun.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+impl<M: Medium> Volume<M> {
+    /// Makes an opening durable. Before the header says that the disk is open under a new epoch,
+    /// every record it relies on is: whoever finds that header can trust what it finds below.
+    pub(super) fn begin_session(
+        &self,
+        opening: Opening,
+        epoch: Epoch,
+        boot_id: BootId,
+        stale: &[ZoneIndex],
+    ) -> Result<(), VolumeError> {
+        match opening {
+            Opening::Clean => {}
+            Opening::Killed => info!("the last daemon of this disk was killed: going on exactly"),
+            Opening::PowerCut => warn!(
+                "the disk was not closed in order: {} zones go back to what is certainly there",
+                self.table.touched().len()
+            ),
+        }
+        // What a killed daemon wrote may still be in the page cache only.
+        self.medium.sync()?;
+        if opening != Opening::PowerCut {
+            self.table.all_durable();
+        }
+        for &zone in stale {
+            self.table.touch(zone);
+        }
+        self.write_touched_records()?;
+        self.deallocate(stale)?;
+        self.set_header(OpenState::Open, |header| {
+            header.epoch = epoch;
+            header.boot_id = boot_id;
+            header.records_root = RecordsRoot::default();
+        })
+    }
+
+    /// Writes every record that is out of date and makes all of them durable.
+    fn write_touched_records(&self) -> Result<(), VolumeError> {
+        for zone in self.table.touched() {
+            if let Some(order) = self.table.settle(zone).record {
+                write_record(&self.medium, &self.layout, &self.record_key, zone, &order)?;
+                self.table.record_written(zone, &order);
+            }
+        }
+        let mark = self.table.begin_flush();
+        self.medium.sync()?;
+        let _ = self.table.end_flush(mark);
+        Ok(())
+    }
+
+    /// Makes both copies of every record the same, so that damage to one costs nothing.
+    fn mirror_records(&self) -> Result<(), VolumeError> {
+        let orders = self.table.mirror();
+        if orders.is_empty() {
+            return Ok(());
+        }
+        for (zone, order) in orders {
+            write_record(&self.medium, &self.layout, &self.record_key, zone, &order)?;
+        }
+        self.medium.sync()?;
+        Ok(())
+    }
+
+    /// Gives back the space of zones whose reset was cut off.
+    fn deallocate(&self, zones: &[ZoneIndex]) -> Result<(), VolumeError> {
+        if zones.is_empty() {
+            return Ok(());
+        }
+        let mut store = self.medium.open_store(1)?;
+        for &zone in zones {
+            store.submit(self.deallocation(zone), 0);
+            store.kick();
+            while store.in_flight() > 0 {
+                store.wait(DEALLOCATION_POLL);
+                store.reap(&mut Vec::new());
+            }
+        }
+        Ok(())
+    }
+
+    /// The operation that gives back the space of a whole zone.
+    pub(super) fn deallocation(&self, zone: ZoneIndex) -> Op {
+        let (offset, len) = self.layout.extents(zone);
+        Op::Deallocate { offset, len }
+    }
+
+    fn set_header(
+        &self,
+        state: OpenState,
+        change: impl FnOnce(&mut Header),
+    ) -> Result<(), VolumeError> {
+        let mut held = self.header.lock();
+        let mut header = held.header.clone();
+        header.state = state;
+        change(&mut header);
+        write_header(&self.medium, &held.key, &mut header)?;
+        held.header = header;
+        Ok(())
+    }
+
+    /// Closes the disk in order: everything durable, no zone open, marked clean. No channel may
+    /// have anything in flight.
+    ///
+    /// # Errors
+    /// Metadata could not be written, or a sync failed: the disk then counts as not closed.
+    pub fn close(&self) -> Result<(), VolumeError> {
+        if self.read_only {
+            return Ok(());
+        }
+        self.table.close_all();
+        // First what was written becomes durable, then the records that call it so.
+        let mark = self.table.begin_flush();
+        self.medium.sync()?;
+        let _ = self.table.end_flush(mark);
+        self.write_touched_records()?;
+        self.mirror_records()?;
+        let records = load_records(
+            &self.medium,
+            &self.layout,
+            self.geometry(),
+            &self.record_key,
+        )?;
+        let root = records_root(&self.record_key, &records);
+        self.set_header(OpenState::Clean, |header| header.records_root = root)
+    }
+}
+
+/// This boot of the host, or zero where the kernel does not tell: then any unclean disk counts as
+/// cut off from power, which is the careful reading.
+pub(super) fn boot_id() -> BootId {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .ok()
+        .and_then(|text| uuid::Uuid::try_parse(text.trim()).ok())
+        .map_or_else(BootId::default, |id| BootId(id.into_bytes()))
+}
+
+/// A new epoch: never 0, which in a tag slot means that nothing was written.
+pub(super) fn random_epoch() -> Result<Epoch, VolumeError> {
+    loop {
+        let mut bytes = [0; 8];
+        fill_random(&mut bytes)?;
+        let epoch = Epoch(u64::from_le_bytes(bytes));
+        if epoch != Epoch(0) {
+            return Ok(epoch);
+        }
+    }
+}

@@ -224,7 +224,7 @@ fn bad_blocks_are_named_and_their_neighbours_are_not() {
         // The last block, and one that is another one's content with its tag.
         bench.flip(bench.slot_at(CAPACITY - 1) + 20);
         for at in [Bench::data_at, Bench::slot_at] {
-            let len = (at(&bench, 1) - at(&bench, 0)) as usize;
+            let len = usize_of(at(&bench, 1) - at(&bench, 0));
             let other = bench.medium.control().peek(at(&bench, 200), len);
             bench.medium.control().overwrite(at(&bench, 100), &other);
         }

@@ -4,14 +4,14 @@
 //! cargo bench --bench xts                    # a minute and a half
 //! OPENSSL=/path/to/openssl cargo bench --bench xts
 //! ```
-//! Everybody takes a turn in each round, and the table shows the median over the rounds: on a shared
-//! machine clocks and neighbours change by a third within a minute, and figures taken one after the
-//! other, as benchmark frameworks do, would compare the weather. Time is CPU time of the thread. Data is hot in the cache and encrypted in place.
+//! How it measures is said in `measure.rs`.
 //!
 //! OpenSSL is measured by its own `openssl speed`, which works on one data unit a call and sets no
 //! tweak before it, as a disk would have to. "64K as 512s" means nothing to it.
-#![expect(unsafe_code, reason = "CPU time of the thread has no safe call")]
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
+
+#[path = "measure.rs"]
+mod measure;
 
 use std::env;
 use std::hint::black_box;
@@ -20,62 +20,17 @@ use std::time::Duration;
 
 use aes::cipher::KeyInit;
 use aes::{Aes128, Aes256};
+use measure::{Buffer, LONGEST, Pace, measure, median};
 use xts_mode::{Xts128, get_tweak_default};
 use zonevault::crypt::{Backend, Cipher, Direction, ZoneCipher};
-
-/// Rounds, of which the median counts.
-const ROUNDS: usize = 5;
-
-/// CPU time that a turn takes.
-const TURN: Duration = Duration::from_millis(100);
 
 /// Block size and length of a run, in bytes.
 const SHAPES: [(&str, usize, usize); 4] = [
     ("lone 512", 512, 512),
-    ("64K of 512", 512, 64 << 10),
+    ("64K of 512", 512, LONGEST),
     ("lone 4K", 4096, 4096),
-    ("64K of 4K", 4096, 64 << 10),
+    ("64K of 4K", 4096, LONGEST),
 ];
-
-/// Whole cache lines, as the buffers of the disk are.
-#[repr(align(4096))]
-struct Buffer([u8; 64 << 10]);
-
-/// CPU time of this thread.
-fn cpu_time() -> Duration {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `time` is valid for writing.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    assert_eq!(result, 0, "clock_gettime");
-    Duration::new(
-        time.tv_sec.try_into().unwrap(),
-        time.tv_nsec.try_into().unwrap(),
-    )
-}
-
-/// GB/s of a function that works on `bytes` bytes.
-fn measure(turn: Duration, bytes: usize, mut work: impl FnMut(u64)) -> f64 {
-    // Reading the clock costs a system call: not more often than every 256 KiB.
-    let calls = u64::try_from(((256 << 10) / bytes).max(1)).unwrap();
-    let start = cpu_time();
-    let mut done = 0;
-    loop {
-        for call in 0..calls {
-            work(done + call);
-        }
-        done += calls;
-        let spent = cpu_time() - start;
-        if spent >= turn {
-            return f64::from(u32::try_from(done).unwrap())
-                * f64::from(u32::try_from(bytes).unwrap())
-                / spent.as_secs_f64()
-                / 1e9;
-        }
-    }
-}
 
 /// Who takes a turn.
 enum Contender {
@@ -100,7 +55,7 @@ impl Contender {
                 Aes128::new_from_slice(data).unwrap(),
                 Aes128::new_from_slice(tweak).unwrap(),
             ))),
-            Cipher::Aes256Xts => Self::XtsMode256(Box::new(Xts128::new(
+            _ => Self::XtsMode256(Box::new(Xts128::new(
                 Aes256::new_from_slice(data).unwrap(),
                 Aes256::new_from_slice(tweak).unwrap(),
             ))),
@@ -190,21 +145,14 @@ fn openssl_speed(cipher: Cipher, encrypt: bool, bytes: usize) -> Option<f64> {
     Some(per_second / 1e9)
 }
 
-fn median(figures: &mut [f64]) -> Option<f64> {
-    figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied()
-}
-
-fn table(cipher: Cipher, direction: Direction, glimpse: bool) {
+fn table(cipher: Cipher, direction: Direction, pace: Option<Pace>) {
     let mut contenders = Contender::all(cipher);
-    let (rounds, turn) = if glimpse {
-        (1, Duration::from_millis(1))
-    } else {
+    if pace.is_some() {
         // A turn of OpenSSL is never shorter than a second.
         contenders.push(Contender::OpenSsl(cipher));
-        (ROUNDS, TURN)
-    };
-    let mut buffer = Box::new(Buffer([0; 64 << 10]));
+    }
+    let Pace { rounds, turn } = pace.unwrap_or(Pace::GLIMPSE);
+    let mut buffer = Buffer::new();
     let mut figures = vec![[const { vec![] }; SHAPES.len()]; contenders.len()];
     for _ in 0..rounds {
         for (contender, figures) in contenders.iter().zip(&mut figures) {
@@ -233,11 +181,10 @@ fn table(cipher: Cipher, direction: Direction, glimpse: bool) {
 }
 
 fn main() {
-    // Cargo says `--bench` when it benches. Without, it tests: then a glimpse is enough.
-    let glimpse = env::args().all(|argument| argument != "--bench");
+    let pace = Pace::full();
     for cipher in [Cipher::Aes256Xts, Cipher::Aes128Xts] {
         for direction in [Direction::Encrypt, Direction::Decrypt] {
-            table(cipher, direction, glimpse);
+            table(cipher, direction, pace);
         }
     }
 }

@@ -1,0 +1,277 @@
+//! What the front-end knows of the disk, and what must be there when the disk is opened again.
+//!
+//! Every block carries the stamp of its request and its position in it, so a block tells where it belongs. Times are
+//! those of [`Clock`]: what was acknowledged at or before the time of a completed flush is flushed; time zero is what
+//! was found when the disk was opened, which an opening makes durable.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::common::disk::state;
+use crate::common::request::{ZoneInfo, kind};
+
+/// Orders acknowledgements and flushes of all queues.
+#[derive(Debug, Default)]
+pub struct Clock {
+    now: AtomicU64,
+    flushed: AtomicU64,
+}
+
+impl Clock {
+    /// The time of an acknowledgement that was just taken.
+    pub fn acknowledged(&self) -> u64 {
+        self.now.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// The time of a flush that is about to be submitted.
+    pub fn flushing(&self) -> u64 {
+        self.now.load(Ordering::SeqCst)
+    }
+
+    /// The flush of that time was acknowledged.
+    pub fn flushed(&self, time: u64) {
+        self.flushed.fetch_max(time, Ordering::SeqCst);
+    }
+}
+
+/// How the disk was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// The daemon was killed, or ended in order: everything acknowledged is there.
+    Whole,
+    /// The power was cut: everything acknowledged up to this time is there.
+    Cut(u64),
+}
+
+impl Left {
+    /// By a power cut now.
+    pub fn by_cut(clock: &Clock) -> Self {
+        Self::Cut(clock.flushed.load(Ordering::SeqCst))
+    }
+
+    /// Whether what was acknowledged at `time` must be there.
+    fn keeps(self, time: u64) -> bool {
+        match self {
+            Self::Whole => true,
+            Self::Cut(flushed) => time <= flushed,
+        }
+    }
+}
+
+/// Consecutive blocks written by one request.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// In each of its blocks, with the block's position in it.
+    pub stamp: u64,
+    /// Length.
+    pub blocks: u64,
+    /// The block of the zone where it must lie; appends go where the device puts them.
+    pub at: Option<u64>,
+}
+
+/// An acknowledged block.
+#[derive(Clone, Copy, Debug)]
+pub struct Written {
+    /// Stamp and position.
+    pub content: (u64, u64),
+    /// When.
+    pub time: u64,
+}
+
+/// What is known of a sequential zone; blocks count from its start.
+#[derive(Clone, Debug, Default)]
+pub struct Zone {
+    /// Acknowledged blocks.
+    pub blocks: BTreeMap<u64, Written>,
+    /// Blocks below the write pointer once everything in flight is done.
+    pub sent: u64,
+    /// Requests without an answer.
+    pub pending: HashMap<u64, Piece>,
+    /// Management command without an answer.
+    pub manage: Option<u32>,
+    /// When it was finished by command.
+    pub finished: Option<u64>,
+    /// It has refused a write, for lack of room.
+    pub refused: bool,
+}
+
+/// Stamp and position of each block of `blocks`, in bytes.
+pub fn stamped(stamp: u64, blocks: u64, block: usize) -> Vec<u8> {
+    (0..blocks)
+        .flat_map(|i| {
+            [stamp.to_le_bytes(), i.to_le_bytes()]
+                .concat()
+                .repeat(block / 16)
+        })
+        .collect()
+}
+
+/// Stamp and position that fill all these bytes, `None` for zeroes.
+///
+/// # Panics
+/// If they are not of one piece.
+pub fn decode(bytes: &[u8], what: &str) -> Option<(u64, u64)> {
+    let unit: [u8; 16] = bytes[..16].try_into().expect("16 bytes");
+    let same = bytes.chunks_exact(16).all(|part| part == unit);
+    assert!(same, "{what}: torn, or of no request");
+    let [stamp, i] = [0, 8].map(|at| crate::common::wire::le64(&unit, at));
+    ((stamp, i) != (0, 0)).then_some((stamp, i))
+}
+
+impl Zone {
+    /// Compares a zone with what is known of it and returns what is known now. `data` is all of it, `capacity` counts
+    /// blocks of `block` bytes.
+    ///
+    /// # Panics
+    /// If anything is not as it must be.
+    pub fn check(&self, left: Left, info: &ZoneInfo, data: &[u8], block: usize) -> Self {
+        let what = format!("zone at {} after {left:?}", info.start);
+        let found: Vec<_> = data
+            .chunks_exact(block)
+            .map(|part| decode(part, &what))
+            .collect();
+        let filled = found.iter().take_while(|b| b.is_some()).count();
+        assert!(
+            found[filled..].iter().all(Option::is_none),
+            "{what}: data behind unwritten blocks"
+        );
+        let empty = filled == 0 && info.state == state::EMPTY;
+        if empty && self.manage == Some(kind::ZONE_RESET) {
+            return Self::default();
+        }
+        let found = &found[..filled];
+        self.check_state(left, info, filled as u64, block, &what);
+        for (at, wanted) in &self.blocks {
+            match usize::try_from(*at).ok().and_then(|at| found.get(at)) {
+                Some(got) => assert_eq!(*got, Some(wanted.content), "{what}: block {at}"),
+                None => assert!(
+                    !left.keeps(wanted.time),
+                    "{what}: block {at} of {wanted:?} is gone, {filled} are left; {info:?}"
+                ),
+            }
+        }
+        self.check_unacknowledged(found, &what);
+        let durable = |(at, content)| (at, Written { content, time: 0 });
+        Self {
+            blocks: (0..)
+                .zip(found.iter().copied().flatten())
+                .map(durable)
+                .collect(),
+            sent: filled as u64,
+            finished: (info.state == state::FULL).then_some(0),
+            ..Self::default()
+        }
+    }
+
+    fn check_state(&self, left: Left, info: &ZoneInfo, filled: u64, block: usize, what: &str) {
+        let in_blocks = |sectors: u64| sectors * 512 / block as u64;
+        let capacity = in_blocks(info.capacity);
+        assert!(filled <= capacity, "{what}: data behind the capacity");
+        if info.state == state::FULL {
+            let finishing = self.manage == Some(kind::ZONE_FINISH);
+            let may = self.finished.is_some() || finishing || filled == capacity;
+            assert!(may, "{what}: full with {filled} blocks");
+            return;
+        }
+        let finished = self.finished.is_some_and(|time| left.keeps(time));
+        assert!(!finished, "{what}: no longer full: {info:?}");
+        assert!(filled < capacity, "{what}: should be full: {info:?}");
+        let wp = in_blocks(info.wp - info.start);
+        assert_eq!(filled, wp, "{what}: write pointer and data disagree");
+        if left != Left::Whole {
+            let wanted = if filled == 0 {
+                state::EMPTY
+            } else {
+                state::CLOSED
+            };
+            assert_eq!(info.state, wanted, "{what}: state after a power cut");
+        }
+    }
+
+    /// Blocks that nobody acknowledged come from requests in flight: each once, in place and whole but for the last.
+    fn check_unacknowledged(&self, found: &[Option<(u64, u64)>], what: &str) {
+        let mut seen = HashSet::new();
+        let mut open: Option<(Piece, u64)> = None;
+        for (at, block) in (0..).zip(found) {
+            let Some((stamp, i)) = *block else { continue };
+            if self.blocks.contains_key(&at) {
+                assert!(open.is_none(), "{what}: a piece cut short before {at}");
+                continue;
+            }
+            let piece = self
+                .pending
+                .get(&stamp)
+                .unwrap_or_else(|| panic!("{what}: block {at} of no request in flight"));
+            match open {
+                None => {
+                    assert!(seen.insert(stamp), "{what}: {piece:?} twice");
+                    assert_eq!(i, 0, "{what}: {piece:?} from its middle");
+                    assert!(piece.at.is_none_or(|wanted| wanted == at), "{what}: moved");
+                }
+                Some((before, last)) => {
+                    assert_eq!((stamp, i), (before.stamp, last + 1), "{what}: mixed up");
+                }
+            }
+            open = (i + 1 < piece.blocks).then_some((*piece, i));
+        }
+    }
+}
+
+/// What is known of a block of a conventional zone.
+#[derive(Clone, Debug, Default)]
+pub struct InPlace {
+    /// The stamp of each of its sectors as it was found or made durable.
+    base: Vec<u64>,
+    /// Later writes in their order, with the time of the acknowledgement.
+    later: Vec<(u64, Option<u64>)>,
+}
+
+impl InPlace {
+    /// Whether a write of it has no answer yet.
+    pub fn is_pending(&self) -> bool {
+        self.later.last().is_some_and(|(_, time)| time.is_none())
+    }
+
+    /// A write with this stamp was submitted.
+    pub fn submit(&mut self, stamp: u64) {
+        self.later.push((stamp, None));
+    }
+
+    /// The newest write was acknowledged.
+    pub fn acknowledge(&mut self, time: u64) {
+        if let Some((_, acknowledged)) = self.later.last_mut() {
+            *acknowledged = Some(time);
+        }
+    }
+
+    /// Compares the block with what is known of it, and keeps what was found. Without tags a power cut may mix writes
+    /// of one block, sector by sector.
+    ///
+    /// # Panics
+    /// If anything is not as it must be.
+    pub fn check(&mut self, left: Left, data: &[u8], what: &str) {
+        let stamps: Vec<u64> = data
+            .chunks_exact(512)
+            .map(|sector| decode(sector, what).map_or(0, |(stamp, _)| stamp))
+            .collect();
+        let kept = |time: Option<u64>| time.is_some_and(|time| left.keeps(time));
+        if let Some(at) = self.later.iter().rposition(|(_, time)| kept(*time)) {
+            self.base = vec![self.later[at].0; stamps.len()];
+            self.later.drain(..=at);
+        }
+        if left == Left::Whole {
+            let same = stamps.iter().all(|stamp| *stamp == stamps[0]);
+            assert!(same || stamps == self.base, "{what}: torn: {stamps:?}");
+        }
+        for (at, stamp) in stamps.iter().enumerate() {
+            let known = self.base.get(at) == Some(stamp);
+            let later = self.later.iter().any(|(later, _)| later == stamp);
+            assert!(
+                known || later,
+                "{what}: sector {at} holds {stamp:#x} after {left:?}, not {self:x?}"
+            );
+        }
+        self.base = stamps;
+        self.later.clear();
+    }
+}

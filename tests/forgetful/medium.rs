@@ -1,0 +1,258 @@
+//! One file on a medium with a volatile cache: what was synced is durable, of the rest a power cut keeps what it likes.
+//!
+//! The unit that is written whole or not at all is the sector of 512 bytes. A cut may keep any subset of the unsynced
+//! sectors, the older of two versions of one included, and so tears writes, syncs that were under way, and the order.
+
+use crate::common::rng::Rng;
+
+/// Bytes that a medium writes whole or not at all.
+pub const SECTOR: usize = 512;
+
+/// What of the unsynced writes is on the medium after a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing.
+    Nothing,
+    /// Everything; as a kill alone.
+    Everything,
+    /// Each sector with a chance of so many in a hundred.
+    Sectors(u64),
+    /// Each write, as a whole, with a chance of so many in a hundred.
+    Writes(u64),
+    /// The oldest so many in a hundred writes, the last of them torn.
+    Oldest(u64),
+    /// The newest so many in a hundred writes, the first of them torn.
+    Newest(u64),
+    /// All but so many sectors.
+    AllBut(u64),
+    /// What lies below this offset, in bytes: metadata without data.
+    Below(u64),
+    /// What lies at this offset or above: data without metadata.
+    Above(u64),
+}
+
+impl Keep {
+    /// One of the ways to lose something; `boundary` is the offset that parts metadata from data.
+    pub fn draw(rng: &mut Rng, boundary: u64) -> Self {
+        match rng.below(9) {
+            0 => Self::Nothing,
+            1 | 2 => Self::Sectors(rng.range(1, 99)),
+            3 => Self::Writes(rng.range(1, 99)),
+            4 => Self::Oldest(rng.range(0, 99)),
+            5 => Self::Newest(rng.range(0, 99)),
+            6 => Self::AllBut(rng.range(1, 4)),
+            7 => Self::Below(boundary),
+            _ => Self::Above(boundary),
+        }
+    }
+}
+
+/// What a cut took and left, in sectors and writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loss {
+    /// Unsynced sectors that reached the medium.
+    pub kept: u64,
+    /// Unsynced sectors that did not.
+    pub lost: u64,
+    /// Writes of which some sectors are in both.
+    pub torn: u64,
+}
+
+impl Loss {
+    /// The sum of two.
+    pub fn add(&mut self, other: Self) {
+        self.kept += other.kept;
+        self.lost += other.lost;
+        self.torn += other.torn;
+    }
+}
+
+#[derive(Debug)]
+enum Change {
+    Write(Vec<u8>),
+    /// A punched hole of so many bytes.
+    Hole(usize),
+}
+
+impl Change {
+    fn len(&self) -> usize {
+        match self {
+            Self::Write(bytes) => bytes.len(),
+            Self::Hole(len) => *len,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Pending {
+    moment: u64,
+    offset: usize,
+    change: Change,
+}
+
+impl Pending {
+    /// The pieces of it that the medium writes whole: where in it they begin and end.
+    fn sectors(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (offset, len) = (self.offset, self.change.len());
+        let first = (SECTOR - offset % SECTOR) % SECTOR;
+        let starts = std::iter::once(0).chain((first..len).step_by(SECTOR).filter(|s| *s > 0));
+        starts.map(move |start| {
+            let next = (offset + start) / SECTOR * SECTOR + SECTOR - offset;
+            (start, next.min(len))
+        })
+    }
+
+    /// Writes the bytes from `start` to `end` of it into `image`; what lies behind its end is dropped.
+    fn apply(&self, image: &mut [u8], start: usize, end: usize) {
+        let end = end.min(image.len().saturating_sub(self.offset));
+        if start >= end {
+            return;
+        }
+        let target = &mut image[self.offset + start..self.offset + end];
+        match &self.change {
+            Change::Write(bytes) => target.copy_from_slice(&bytes[start..end]),
+            Change::Hole(_) => target.fill(0),
+        }
+    }
+}
+
+/// The end of what a sync covers; see [`Medium::moment`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment(u64);
+
+/// A file: what everybody reads, what would survive a cut, and what lies between them.
+#[derive(Debug, Default)]
+pub struct Medium {
+    current: Vec<u8>,
+    durable: Vec<u8>,
+    pending: Vec<Pending>,
+    clock: u64,
+}
+
+impl Medium {
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.current.len() as u64
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.current.is_empty()
+    }
+
+    /// Sets the length, durably: images get theirs once, before anything relies on it.
+    pub fn set_len(&mut self, len: usize) {
+        self.current.resize(len, 0);
+        self.durable.resize(len, 0);
+    }
+
+    /// Up to `len` bytes at `offset`.
+    pub fn read(&self, offset: usize, len: usize) -> &[u8] {
+        let start = offset.min(self.current.len());
+        let end = offset.saturating_add(len).min(self.current.len());
+        &self.current[start..end]
+    }
+
+    /// Writes into the cache.
+    pub fn write(&mut self, offset: usize, bytes: Vec<u8>) {
+        let end = offset + bytes.len();
+        if end > self.current.len() {
+            self.set_len(end);
+        }
+        self.change(offset, Change::Write(bytes));
+    }
+
+    /// Makes a range zero, in the cache. What lies behind the end is left out.
+    pub fn punch(&mut self, offset: usize, len: usize) {
+        let len = len.min(self.current.len().saturating_sub(offset));
+        if len > 0 {
+            self.change(offset, Change::Hole(len));
+        }
+    }
+
+    fn change(&mut self, offset: usize, change: Change) {
+        let pending = Pending {
+            moment: self.clock,
+            offset,
+            change,
+        };
+        self.clock += 1;
+        pending.apply(&mut self.current, 0, pending.change.len());
+        self.pending.push(pending);
+    }
+
+    /// Now: a sync that begins here covers what was written before.
+    pub fn moment(&self) -> Moment {
+        Moment(self.clock)
+    }
+
+    /// A sync that began at `moment` has ended.
+    pub fn sync(&mut self, moment: Moment) {
+        let (done, rest) = std::mem::take(&mut self.pending)
+            .into_iter()
+            .partition(|pending| pending.moment < moment.0);
+        self.pending = rest;
+        let done: Vec<Pending> = done;
+        for pending in done {
+            pending.apply(&mut self.durable, 0, pending.change.len());
+        }
+    }
+
+    /// Whether anything is unsynced.
+    pub fn is_dirty(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// The power fails: of the unsynced sectors `keep` says which are there when it is back.
+    pub fn cut(&mut self, keep: Keep, rng: &mut Rng) -> Loss {
+        let pending = std::mem::take(&mut self.pending);
+        let count = pending.len() as u64;
+        let sectors: u64 = pending.iter().map(|p| p.sectors().count() as u64).sum();
+        let spared: Vec<u64> = match keep {
+            Keep::AllBut(n) => (0..n).map(|_| rng.below(sectors)).collect(),
+            _ => Vec::new(),
+        };
+        let mut loss = Loss::default();
+        let mut number = 0;
+        for (index, write) in (0..).zip(&pending) {
+            let whole = rng.below(100);
+            let [mut kept, mut lost] = [0, 0];
+            for (start, end) in write.sectors() {
+                let offset = (write.offset + start) as u64;
+                let stays = match keep {
+                    Keep::Nothing => false,
+                    Keep::Everything => true,
+                    Keep::Sectors(share) => rng.below(100) < share,
+                    Keep::Writes(share) => whole < share,
+                    Keep::Oldest(share) => match index.cmp(&(count * share / 100)) {
+                        std::cmp::Ordering::Less => true,
+                        std::cmp::Ordering::Equal => rng.one_in(2),
+                        std::cmp::Ordering::Greater => false,
+                    },
+                    Keep::Newest(share) => match (count - 1 - index).cmp(&(count * share / 100)) {
+                        std::cmp::Ordering::Less => true,
+                        std::cmp::Ordering::Equal => rng.one_in(2),
+                        std::cmp::Ordering::Greater => false,
+                    },
+                    Keep::AllBut(_) => !spared.contains(&number),
+                    Keep::Below(boundary) => offset < boundary,
+                    Keep::Above(boundary) => offset >= boundary,
+                };
+                number += 1;
+                if stays {
+                    kept += 1;
+                    write.apply(&mut self.durable, start, end);
+                } else {
+                    lost += 1;
+                }
+            }
+            loss.add(Loss {
+                kept,
+                lost,
+                torn: u64::from(kept > 0 && lost > 0),
+            });
+        }
+        self.current.copy_from_slice(&self.durable);
+        loss
+    }
+}

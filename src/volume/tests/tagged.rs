@@ -245,11 +245,7 @@ fn slots_that_cannot_be_written_fail_the_write_they_belong_to() {
     let control = disk.medium.control();
     disk.append(1, &blocks(1, 2));
     let slots = disk.slot_offset(1, 0);
-    control.fail_range(
-        slots..slots + 4096,
-        &[Kind::MetadataWrite],
-        Fault::Fail(28),
-    );
+    control.fail_range(Kind::MetadataWrite, slots..slots + 4096, Fault::Fail(28));
     let status = disk.status(Command::Append(ZoneIndex(1), BLOCK));
     assert_eq!(status, Status::IoError);
     control.heal();

@@ -124,8 +124,90 @@ fn a_failed_write_takes_the_later_ones_along_and_the_pointer_falls_back() {
     assert_eq!(settled.released, [Released::Write(ticket(0), Ok(()))]);
     table.complete(grants.next().unwrap(), true);
     let failed = |op| Released::Write(ticket(op), Err(ZoneError::Failed));
-    assert_eq!(table.settle(ZoneIndex(1)).released, [failed(1), failed(2)]);
+    let settled = table.settle(ZoneIndex(1));
+    assert_eq!(settled.released, [failed(1), failed(2)]);
+    assert!(settled.fence);
+    table.end_fence(ZoneIndex(1), true, None);
     assert_eq!(grant(&table, 1, 1, 0).start, Blocks(3));
+}
+
+#[test]
+fn nobody_writes_before_the_counters_of_a_failed_write_are_on_record() {
+    let table = fresh();
+    let first = grant(&table, 1, 2, 0);
+    let (skipped, epoch) = (first.skipped, first.epoch);
+    assert_eq!((skipped, epoch), (Skipped(0), Epoch(2)));
+    let second = grant(&table, 1, 3, 1);
+    table.complete(first, false);
+    table.complete(second, true);
+    let settled = table.settle(ZoneIndex(1));
+    let record = settled.record.unwrap();
+    assert_eq!(
+        (record.record.skipped, record.record.epoch),
+        (Skipped(5), epoch)
+    );
+    let parked = table.admit_write(ZoneIndex(1), None, Blocks(1), ticket(2));
+    assert!(matches!(parked, Ok(Admission::Parked)));
+    assert!(matches!(
+        table.begin_reset(ZoneIndex(1), ticket(3)),
+        Ok(Admission::Parked)
+    ));
+    table.record_written(ZoneIndex(1), &record);
+    table.end_fence(ZoneIndex(1), true, Some(&record));
+    let freed = table.settle(ZoneIndex(1));
+    let retries = [ticket(2), ticket(3)].map(|who| Released::Retry(who, ZoneIndex(1)));
+    assert_eq!(freed.released, retries);
+    let again = granted(table.admit_write(ZoneIndex(1), None, Blocks(1), ticket(2)));
+    assert_eq!((again.start, again.skipped), (Blocks(0), Skipped(5)));
+    assert_eq!(
+        again.skipped.counter(again.start),
+        Some(5),
+        "the first unused one"
+    );
+    table.complete(again, true);
+    let next = table.settle(ZoneIndex(1)).record.unwrap();
+    assert_ne!(next.copy, record.copy, "the fence's record is durable");
+}
+
+#[test]
+fn a_fence_that_fails_leaves_the_zone_read_only() {
+    let table = fresh();
+    let flying = grant(&table, 1, 1, 0);
+    table.complete(flying, false);
+    let _ = table.settle(ZoneIndex(1));
+    table.end_fence(ZoneIndex(1), false, None);
+    assert_eq!(state(&table, 1), ZoneState::ReadOnly);
+    assert_eq!(refused(&table, 1, None, 1), ZoneError::InvalidCommand);
+}
+
+#[test]
+fn a_new_epoch_and_a_new_generation_count_from_the_start() {
+    let table = fresh();
+    let flying = grant(&table, 1, 4, 0);
+    table.complete(flying, false);
+    let _ = table.settle(ZoneIndex(1));
+    table.end_fence(ZoneIndex(1), true, None);
+    write(&table, 1, 1);
+    let record = table.record(ZoneIndex(1)).unwrap();
+    assert_eq!(record.skipped, Skipped(4));
+    let mut found = loaded(ZoneState::Closed, 1).unwrap();
+    found.record.skipped = record.skipped;
+    let records = std::iter::once(loaded(ZoneState::NotWritePointer, 0))
+        .chain(std::iter::repeat(Some(found)))
+        .take(geometry().zones() as usize);
+    let later = Table::new(geometry(), records.collect(), Opening::Clean, Epoch(9));
+    assert_eq!(
+        later.record(ZoneIndex(1)).unwrap().epoch,
+        Epoch(1),
+        "not written yet"
+    );
+    let first = grant(&later, 1, 1, 0);
+    assert_eq!((first.epoch, first.skipped), (Epoch(9), Skipped(0)));
+    drop(first);
+    assert!(granted(table.begin_reset(ZoneIndex(1), ticket(0))));
+    table.apply_reset(ZoneIndex(1), ZoneSalt([9; 32]));
+    table.end_reset(ZoneIndex(1), true);
+    assert_eq!(grant(&table, 1, 1, 0).skipped, Skipped(0));
 }
 
 #[test]
@@ -135,6 +217,7 @@ fn three_failures_at_one_place_make_a_zone_read_only() {
         let grant = grant(&table, 1, 1, 0);
         table.complete(grant, false);
         let _ = table.settle(ZoneIndex(1));
+        table.end_fence(ZoneIndex(1), true, None);
         assert_eq!(state(&table, 1) == ZoneState::ReadOnly, round == 3);
     }
     assert_eq!(refused(&table, 1, None, 1), ZoneError::InvalidCommand);

@@ -192,8 +192,10 @@ fn a_new_epoch_and_a_new_generation_count_from_the_start() {
     assert_eq!(record.skipped, Skipped(4));
     let mut found = loaded(ZoneState::Closed, 1).unwrap();
     found.record.skipped = record.skipped;
-    let records = std::iter::once(loaded(ZoneState::NotWritePointer, 0))
-        .chain(std::iter::repeat(Some(found)))
+    let others = std::iter::repeat(loaded(ZoneState::Empty, 0));
+    let records = [loaded(ZoneState::NotWritePointer, 0), Some(found)]
+        .into_iter()
+        .chain(others)
         .take(geometry().zones() as usize);
     let later = Table::new(geometry(), records.collect(), Opening::Clean, Epoch(9));
     assert_eq!(

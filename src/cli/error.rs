@@ -28,17 +28,26 @@ pub enum Exit {
     Key = 4,
     /// The image or the socket is in use.
     InUse = 5,
+    /// `check` found damage, and not all of it is repaired.
+    Damage = 6,
+    /// `check` found damage and repaired all of it.
+    Repaired = 7,
+    /// The disk is another one, or an older state of it, than the command line pins.
+    Pinned = 8,
 }
 
 /// The list for `--help`.
 pub const EXIT_CODES: &str = "\
 Exit codes:
-  0  done
+  0  done; of check: sound
   1  run-time failure (I/O, memory, operating system)
-  2  usage: the command line asks for something that cannot be
-  3  not a zonevault image, or truncated, damaged or of an unsupported version
+  2  usage: the command line asks for something that cannot be, or names no image
+  3  not a zonevault image, or truncated, damaged, altered or of an unsupported version
   4  wrong key, or no usable key
-  5  the image or the socket is in use";
+  5  the image or the socket is in use
+  6  check found damage
+  7  check --repair found damage and repaired all of it
+  8  the disk is not the one that --expect-... demands";
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
@@ -77,7 +86,7 @@ pub enum CliError {
     #[error("the two passphrases differ: nothing was changed, try again")]
     PassphrasesDiffer,
     /// The disk could not be opened for serving, or not be closed.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), volume_advice(source))]
     Volume {
         /// Which image.
         path: PathBuf,
@@ -87,6 +96,22 @@ pub enum CliError {
     /// The socket, or a front-end on it.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// What `check` found, in a line, where that is not all in order.
+    #[error("{summary}")]
+    Checked {
+        /// The line.
+        summary: String,
+        /// Whether all of it is repaired.
+        repaired: bool,
+    },
+    /// The disk is not what the command line pins.
+    #[error("{}: {mismatch}: not served; if that is as it should be, change what is expected", path.display())]
+    Pinned {
+        /// Which image.
+        path: PathBuf,
+        /// What differs.
+        mismatch: String,
+    },
     /// A run-time failure in words.
     #[error("{0}")]
     Failure(String),
@@ -117,14 +142,13 @@ impl CliError {
         match self {
             Self::Usage(_) => Exit::Usage,
             Self::Image { source, .. } => image_exit(source),
-            Self::Open(error) => match error {
-                OpenError::InUse { .. } => Exit::InUse,
-                OpenError::NotAnImage { .. } => Exit::BadImage,
-                OpenError::Occupied { .. } | OpenError::TooSmall { .. } => Exit::Usage,
-                _ => Exit::Failure,
-            },
+            Self::Open(error) => open_exit(error),
             Self::Key(error) => secret_exit(error),
-            Self::NoKey(..) | Self::PassphrasesDiffer => Exit::Key,
+            Self::NoKey(..) => Exit::Key,
+            Self::PassphrasesDiffer => Exit::Usage,
+            Self::Checked { repaired: true, .. } => Exit::Repaired,
+            Self::Checked { .. } => Exit::Damage,
+            Self::Pinned { .. } => Exit::Pinned,
             Self::Volume { source, .. } => match source {
                 VolumeError::Image(error) => image_exit(error),
                 VolumeError::Secret(error) => secret_exit(error),
@@ -141,6 +165,25 @@ impl CliError {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
             Self::Output(_) => Exit::Failure,
         }
+    }
+}
+
+fn open_exit(error: &OpenError) -> Exit {
+    match error {
+        OpenError::InUse { .. } => Exit::InUse,
+        OpenError::NotAnImage { .. } | OpenError::Occupied { .. } | OpenError::TooSmall { .. } => {
+            Exit::Usage
+        }
+        // A name that leads nowhere is a mistyped one.
+        OpenError::Io { source, .. }
+            if matches!(
+                source.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Exit::Usage
+        }
+        _ => Exit::Failure,
     }
 }
 
@@ -173,6 +216,17 @@ fn secret_exit(error: &SecretError) -> Exit {
     match error {
         SecretError::Random(_) | SecretError::KeyLength => Exit::Failure,
         _ => Exit::Key,
+    }
+}
+
+/// The same for a disk that does not open.
+fn volume_advice(error: &VolumeError) -> &'static str {
+    match error {
+        VolumeError::ForeignRecords => {
+            ": see `zonevault check`; --accept-records serves it as it is"
+        }
+        VolumeError::Image(error) => advice(error),
+        VolumeError::Secret(_) | VolumeError::Io(_) => "",
     }
 }
 

@@ -1,8 +1,9 @@
-//! The command line: `zonevault create | serve | inspect | zones | key`.
+//! The command line: `zonevault create | serve | inspect | zones | check | key`.
 //!
 //! Every command reads and checks all it was given before it changes anything. Facts go to
 //! standard output, everything else to standard error; a failure is one line and an exit code.
 
+mod check;
 mod create;
 mod credential;
 mod error;
@@ -10,6 +11,7 @@ mod inspect;
 mod key;
 mod map;
 mod preset;
+mod progress;
 mod serve;
 mod size;
 mod view;
@@ -50,6 +52,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Show the zones of a disk
     Zones(zones::ZonesArgs),
+    /// Read everything on a disk and verify it
+    Check(check::CheckArgs),
     /// Manage the keys that unlock a disk
     Key(key::KeyCommandArgs),
 }
@@ -101,6 +105,7 @@ fn dispatch(command: Command) -> Result<(), CliError> {
         }
         Command::Inspect(args) => inspect::run(&args, &mut out)?,
         Command::Zones(args) => zones::run(&args, &mut out)?,
+        Command::Check(args) => check::run(&args, &mut out)?,
         Command::Key(args) => key::run(&args, &mut out)?,
     }
     out.flush()?;

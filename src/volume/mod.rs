@@ -258,6 +258,11 @@ impl<M: Medium> Volume<M> {
         *self.header.lock().header.uuid()
     }
 
+    /// The number of the newest header: it grows with every opening and closing for writing.
+    pub fn header_sequence(&self) -> u64 {
+        self.header.lock().header.sequence()
+    }
+
     /// What the keyslots did so far.
     pub fn keyslot_stats(&self) -> KeyslotStats {
         self.keyslots.stats()

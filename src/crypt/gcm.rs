@@ -10,7 +10,7 @@
 //! What is wiped: the round keys and the hash key, when a [`Gcm`] is dropped. AWS-LC has them in one
 //! allocation of its own, of which a move leaves no copy, and its `OPENSSL_free` wipes whatever it
 //! frees. What is not: the copy of the powers of the hash key that every call has on its stack, and
-//! registers. Neither allocation is locked into memory.
+//! registers. The allocation is not locked into memory: of all keys only the volume key is.
 
 use core::fmt;
 

@@ -18,6 +18,7 @@ const TURN: Duration = Duration::from_millis(100);
 
 /// Whole cache lines, as the buffers of the disk are.
 #[repr(align(4096))]
+#[derive(Debug)]
 pub struct Buffer(pub [u8; LONGEST]);
 
 impl Buffer {
@@ -28,9 +29,11 @@ impl Buffer {
 }
 
 /// How thorough a run is.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Pace {
+    /// Rounds, of which the median counts.
     pub rounds: usize,
+    /// CPU time of a turn.
     pub turn: Duration,
 }
 

@@ -11,7 +11,7 @@
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 #[path = "measure.rs"]
-mod measure;
+pub mod measure;
 
 use std::env;
 use std::hint::black_box;

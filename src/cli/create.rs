@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::crypt::Cipher;
 use crate::format::{
-    Argon2Cost, CreateSpec, Layout, NewProtector, Protector, ProtectorKind, image,
+    Argon2Cost, CreateSpec, Layout, NewProtector, Protector, ProtectorKind, image, takes_tags,
 };
 use crate::geometry::{Geometry, GeometryError, GeometrySpec, Model};
 use crate::secret::{Credential, SecretError, VolumeKey};
@@ -53,9 +53,11 @@ pub(super) struct CreateArgs {
     /// Block size: unit of encryption and of writes, 512 or 4096
     #[arg(long, value_name = "SIZE", default_value = "4096", value_parser = parse_size)]
     block_size: u64,
-    /// Cipher: aes-256-xts or aes-128-xts
-    #[arg(long, value_name = "NAME", default_value = "aes-256-xts")]
-    cipher: Cipher,
+    /// Cipher: aes-256-gcm (encrypted, every change detected), aes-256-xts+crc64 (rot detected),
+    /// aes-256-xts or aes-128-xts (nothing detected) [default: aes-256-gcm; aes-256-xts for --plain
+    /// disks and those with conventional zones, which have no tags]
+    #[arg(long, value_name = "NAME")]
+    cipher: Option<Cipher>,
     /// Overwrite what is there
     #[arg(long)]
     force: bool,
@@ -134,8 +136,9 @@ impl KdfArgs {
 /// Runs the command. Nothing is written before everything is known to be in order.
 pub(super) fn run(args: &CreateArgs, out: &mut impl Write) -> Result<(), CliError> {
     let geometry = geometry(args)?;
+    let cipher = cipher(args, &geometry)?;
     let cost = args.kdf.cost()?;
-    let len = Layout::new(&geometry, 0)
+    let len = Layout::new(&geometry, cipher.tag_slot_bytes())
         .map_err(|error| CliError::image(&args.image)(error.into()))?
         .image_len();
     refuse_occupied(&args.image, args.force)?;
@@ -145,7 +148,7 @@ pub(super) fn run(args: &CreateArgs, out: &mut impl Write) -> Result<(), CliErro
     let medium = FileMedium::create(&args.image, len, args.force)?;
     let spec = CreateSpec {
         geometry: &geometry,
-        cipher: args.cipher,
+        cipher,
         uuid: made.uuid,
         created: made.created,
         volume_key: &made.volume_key,
@@ -158,7 +161,47 @@ pub(super) fn run(args: &CreateArgs, out: &mut impl Write) -> Result<(), CliErro
         }
         return Err(CliError::image(&args.image)(error));
     }
-    report(args, &geometry, &made, out)
+    report(args, &geometry, cipher, &made, out)
+}
+
+/// The cipher that the command line names, or the strongest that the disk can have.
+fn cipher(args: &CreateArgs, geometry: &Geometry) -> Result<Cipher, CliError> {
+    let tagged = takes_tags(geometry);
+    match args.cipher {
+        None if tagged => Ok(Cipher::Aes256Gcm),
+        None => Ok(Cipher::Aes256Xts),
+        Some(cipher) if cipher.is_tagged() && !tagged => {
+            let (what, cure) = match geometry.model() {
+                Model::Plain => ("a --plain disk is", "leave out --plain"),
+                Model::HostManaged => ("conventional zones are", "make a disk without them"),
+            };
+            Err(CliError::Usage(format!(
+                "--cipher {cipher} keeps a tag for every block, and {what} written in place, where \
+                 a power cut could part a block from its tag: use --cipher aes-256-xts, or {cure}"
+            )))
+        }
+        Some(cipher) => Ok(cipher),
+    }
+}
+
+/// What a cipher does for the disk, in words.
+pub(super) const fn protection(cipher: Cipher, tags_possible: bool) -> &'static str {
+    match cipher {
+        Cipher::Aes256Gcm => {
+            "encrypted and authenticated: a block that was altered, moved or put back from an \
+             earlier generation is an I/O error"
+        }
+        Cipher::Aes256XtsCrc64 => {
+            "encrypted, and rot is detected; who can write to the image can alter blocks unnoticed"
+        }
+        Cipher::Aes128Xts | Cipher::Aes256Xts if tags_possible => {
+            "encrypted without tags: altered blocks are not noticed"
+        }
+        Cipher::Aes128Xts | Cipher::Aes256Xts => {
+            "encrypted without tags, which disks with blocks written in place do not have: altered \
+             blocks are not noticed"
+        }
+    }
 }
 
 /// What is made before the image is touched.
@@ -293,17 +336,19 @@ fn explain(args: &CreateArgs, error: GeometryError) -> String {
 fn report(
     args: &CreateArgs,
     geometry: &Geometry,
+    cipher: Cipher,
     made: &Made,
     out: &mut impl Write,
 ) -> Result<(), CliError> {
     let path = args.image.display();
     writeln!(
         out,
-        "{path}: made {}, {}, blocks of {} bytes",
+        "{path}: made {}, blocks of {} bytes",
         describe(geometry),
-        args.cipher,
         args.block_size
     )?;
+    let protection = protection(cipher, takes_tags(geometry));
+    writeln!(out, "  {cipher}: {protection}")?;
     if geometry.model() == Model::HostManaged {
         writeln!(out, "  {}", describe_limits(geometry))?;
     }

@@ -6,12 +6,15 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::format::{FORMAT_VERSION, Header, ImageError, OpenState, ProtectorKind, Slot, image};
+use crate::format::{
+    FORMAT_VERSION, Header, ImageError, LoadedRecord, OpenState, ProtectorKind, Slot, image,
+    takes_tags,
+};
 use crate::geometry::{Model, ZoneIndex};
 use crate::store::{Cache, Medium};
 use crate::zone::RecordCopy;
 
-use super::create::{describe, describe_limits};
+use super::create::{describe, describe_limits, protection};
 use super::credential::KeyArgs;
 use super::error::CliError;
 use super::size::{show_size, show_time};
@@ -46,19 +49,22 @@ pub(super) fn run(args: &InspectArgs, out: &mut impl Write) -> Result<(), CliErr
         .medium
         .size()
         .map_err(|error| CliError::image(&args.image)(ImageError::Io(error)))?;
+    let records = view.records().map_err(CliError::image(&args.image))?;
+    let health = Health::of(&records);
     if args.json {
-        let facts = facts(&view, &slots, size);
+        let facts = facts(&view, &slots, health, size);
         serde_json::to_writer_pretty(&mut *out, &facts).map_err(std::io::Error::from)?;
         writeln!(out)?;
         return Ok(());
     }
-    print(args, &view, &slots, size, out)
+    print(args, &view, &slots, health, size, out)
 }
 
 fn print(
     args: &InspectArgs,
     view: &View,
     slots: &[Slot],
+    health: Health,
     size: u64,
     out: &mut impl Write,
 ) -> Result<(), CliError> {
@@ -80,22 +86,20 @@ fn print(
     line("format", &format!("version {FORMAT_VERSION}"))?;
     line("made", &show_time(header.created()))?;
     line("state", state_text(state))?;
+    line(
+        "sequence",
+        &format!(
+            "header number {}, one more with every opening and closing",
+            header.sequence()
+        ),
+    )?;
     if let Some(copy) = view.damaged_header {
         let text = format!("copy {} is damaged, the other one is in use", copy.name());
         line("header", &text)?;
     }
-    line(
-        "cipher",
-        &format!(
-            "{}, {} bytes of key for each zone and generation",
-            header.cipher(),
-            header.cipher().key_len()
-        ),
-    )?;
-    line(
-        "data unit",
-        &format!("{block} bytes; its number (DUN) is the block within the zone"),
-    )?;
+    line("records", &health.text())?;
+    line("cipher", &cipher_text(header))?;
+    line("data unit", &data_unit_text(header))?;
     line(
         "blocks",
         &format!("{block} bytes (logical and physical block size, zone write granularity)"),
@@ -121,6 +125,63 @@ fn print(
         }
     }
     Ok(())
+}
+
+/// How many zone records are as they should be.
+#[derive(Clone, Copy, Debug, Default)]
+struct Health {
+    sound: usize,
+    /// One of the two copies is damaged: nothing is lost.
+    damaged: usize,
+    /// Both are: the zone is lost.
+    lost: usize,
+}
+
+impl Health {
+    fn of(records: &[LoadedRecord]) -> Self {
+        let mut health = Self::default();
+        for record in records {
+            match (record.is_sound(), record.newest) {
+                (true, _) => health.sound += 1,
+                (false, Some(_)) => health.damaged += 1,
+                (false, None) => health.lost += 1,
+            }
+        }
+        health
+    }
+
+    fn text(self) -> String {
+        let mut text = format!("{} sound", self.sound);
+        if self.damaged > 0 {
+            text.push_str(&format!(", {} with one copy damaged", self.damaged));
+        }
+        if self.lost > 0 {
+            text.push_str(&format!(", {} with both (zones lost)", self.lost));
+        }
+        if self.damaged + self.lost > 0 {
+            text.push_str(": see `zonevault check`");
+        }
+        text
+    }
+}
+
+fn cipher_text(header: &Header) -> String {
+    let cipher = header.cipher();
+    format!(
+        "{cipher}, {} bytes of key for each zone and generation; {}",
+        cipher.key_len(),
+        protection(cipher, takes_tags(header.geometry()))
+    )
+}
+
+fn data_unit_text(header: &Header) -> String {
+    let block = header.geometry().block_size().bytes();
+    match header.tag_slot_bytes() {
+        0 => format!("{block} bytes; its number (DUN) is the block within the zone"),
+        slot => format!(
+            "{block} bytes, with a tag slot of {slot} bytes; its number is the block within the zone"
+        ),
+    }
 }
 
 fn direct_text(view: &View) -> String {
@@ -203,7 +264,7 @@ pub(super) fn slots_json(slots: &[Slot]) -> Vec<Value> {
         .collect()
 }
 
-fn facts(view: &View, slots: &[Slot], size: u64) -> Value {
+fn facts(view: &View, slots: &[Slot], health: Health, size: u64) -> Value {
     let header = &view.header;
     let geometry = header.geometry();
     let spec = geometry.spec();
@@ -219,6 +280,11 @@ fn facts(view: &View, slots: &[Slot], size: u64) -> Value {
         "created": header.created(),
         "state": header.state.name(),
         "sequence": header.sequence(),
+        "zone_records": {
+            "sound": health.sound,
+            "one_copy": health.damaged,
+            "both_copies": health.lost,
+        },
         "damaged_header": view.damaged_header.map(|copy| copy.name()),
         "cipher": header.cipher().name(),
         "data_unit": spec.block_size,

@@ -1,5 +1,6 @@
 //! `zonevault serve`.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,20 +10,26 @@ use clap::{Args, ValueEnum};
 use log::info;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use uuid::Uuid;
 
+use crate::crypt::Cipher;
 use crate::device::{DeviceOptions, Server, Stop};
+use crate::format::Header;
 use crate::format::image::unlock;
 use crate::geometry::Model;
 use crate::request::{DeviceLimits, SERIAL_LEN};
 use crate::store::{Access, Cache, FileMedium};
-use crate::volume::{Options, Volume};
+use crate::volume::{DEFAULT_TAG_CACHE, Options, Volume};
 
 use super::create::describe;
 use super::credential::KeyArgs;
 use super::error::CliError;
+use super::size::parse_size;
 
 /// Smallest and largest virtqueue: SEG_MAX of 254 needs room in it, and 1024 is QEMU's most.
 const QUEUE_SIZES: [u16; 2] = [16, 1024];
+/// Most memory for tags: those of 1 TiB of blocks of 4 KiB, beyond which more is a mistyped figure.
+const MAX_TAG_CACHE: usize = 8 << 30;
 
 /// How data gets to the host's disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -45,8 +52,10 @@ impl From<CacheMode> for Cache {
 /// Serve a disk to a virtual machine.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Example:
-  zonevault serve disk.img --socket disk.sock --key-file disk.key")]
+Examples:
+  zonevault serve disk.img --socket disk.sock --key-file disk.key
+  zonevault serve disk.img --socket disk.sock --key-file disk.key --expect-cipher aes-256-gcm \\
+    --expect-uuid 0b7f3d0e-7a07-4c3a-9a61-6a2a4f0f8b11 --expect-sequence-at-least 12")]
 pub(super) struct ServeArgs {
     /// The image
     pub(super) image: PathBuf,
@@ -74,6 +83,84 @@ pub(super) struct ServeArgs {
     /// Serial number that the guest reads, at most 20 bytes of printable ASCII
     #[arg(long, value_name = "TEXT", value_parser = parse_serial)]
     pub(super) serial: Option<String>,
+    /// Memory for tags of blocks that are read at random, of all queues together
+    #[arg(long, value_name = "SIZE", default_value_t = TagCache(DEFAULT_TAG_CACHE), value_parser = parse_tag_cache)]
+    tag_cache: TagCache,
+    #[command(flatten)]
+    expect: ExpectArgs,
+    #[command(flatten)]
+    opening: OpeningArgs,
+}
+
+/// What the disk must be, or it is not served.
+#[derive(Args, Debug)]
+struct ExpectArgs {
+    /// Refuse another volume than this one
+    #[arg(long, value_name = "UUID", help_heading = "Pinning")]
+    expect_uuid: Option<Uuid>,
+    /// Refuse a disk under another cipher than this one
+    #[arg(long, value_name = "NAME", help_heading = "Pinning")]
+    expect_cipher: Option<Cipher>,
+    /// Refuse a header older than the one with this number: it grows with every opening and closing,
+    /// `inspect` shows it, and the log says it when the disk is opened and closed
+    #[arg(long, value_name = "N", help_heading = "Pinning")]
+    expect_sequence_at_least: Option<u64>,
+}
+
+/// How a disk is opened that was not closed in order, or not left alone.
+#[derive(Args, Debug)]
+struct OpeningArgs {
+    /// Recover as after a power cut, also if the host was not booted since (its cache was lost all
+    /// the same: a copied image, a detached device)
+    #[arg(long, help_heading = "Opening")]
+    after_power_cut: bool,
+    /// Serve a disk whose zone records are not those with which it was closed, as they are
+    #[arg(long, help_heading = "Opening")]
+    accept_records: bool,
+}
+
+/// Bytes of tags in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TagCache(usize);
+
+impl fmt::Display for TagCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // As the command line takes it.
+        write!(f, "{}M", self.0 >> 20)
+    }
+}
+
+fn parse_tag_cache(text: &str) -> Result<TagCache, String> {
+    let bytes = parse_size(text)?;
+    usize::try_from(bytes)
+        .ok()
+        .filter(|&bytes| bytes <= MAX_TAG_CACHE)
+        .map(TagCache)
+        .ok_or_else(|| format!("at most {}G are possible", MAX_TAG_CACHE >> 30))
+}
+
+impl ExpectArgs {
+    /// What is not as expected, in words.
+    fn mismatch(&self, header: &Header) -> Option<String> {
+        let uuid = header.uuid();
+        let cipher = header.cipher();
+        let sequence = header.sequence();
+        if let Some(expected) = self.expect_uuid.filter(|expected| expected != uuid) {
+            return Some(format!("this is volume {uuid}, and {expected} is expected"));
+        }
+        if let Some(expected) = self.expect_cipher.filter(|expected| *expected != cipher) {
+            return Some(format!(
+                "its cipher is {cipher}, and {expected} is expected"
+            ));
+        }
+        let least = self.expect_sequence_at_least?;
+        (sequence < least).then(|| {
+            format!(
+                "its header is number {sequence}, and {least} or later is expected: this is an \
+                 older state of the disk"
+            )
+        })
+    }
 }
 
 fn parse_queue_size(text: &str) -> Result<u16, String> {
@@ -104,6 +191,12 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     let credential = args.key.read()?;
     let unlocked = unlock(&medium, &credential).map_err(CliError::image(&args.image))?;
     drop(credential);
+    if let Some(mismatch) = args.expect.mismatch(&unlocked.header) {
+        return Err(CliError::Pinned {
+            path: args.image.clone(),
+            mismatch,
+        });
+    }
     medium.enable_data(args.cache.into(), unlocked.geometry().block_size().bytes())?;
     let direct = medium.is_direct();
     // Before there is a socket: who waits for that may ask for the end at once.
@@ -114,7 +207,9 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
         queues: args.queues,
         keyslots: usize::from(args.keyslots),
         read_only: args.read_only,
-        ..Options::default()
+        after_power_cut: args.opening.after_power_cut,
+        accept_records: args.opening.accept_records,
+        tag_cache: args.tag_cache.0,
     };
     let volume = Volume::open(medium, unlocked, options).map_err(CliError::volume(&args.image))?;
     let volume = Arc::new(volume);
@@ -129,8 +224,13 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     let served = server.run(&volume, device, &stop);
     volume.close().map_err(CliError::volume(&args.image))?;
     let keys = volume.keyslot_stats();
+    let blocks = volume.integrity_stats();
     info!(
-        "closed in order; keyslots: {} hits, {} programs, {} evictions",
+        "closed in order, header number {}; bad blocks read: {}; tag slots read: {}; keyslots: {} \
+         hits, {} programs, {} evictions",
+        volume.header_sequence(),
+        blocks.bad_blocks,
+        blocks.slot_reads,
         keys.cache_hits + keys.slot_hits,
         keys.programs,
         keys.evictions
@@ -168,10 +268,12 @@ fn announce(args: &ServeArgs, volume: &Volume<FileMedium>, direct: bool) {
     let geometry = volume.geometry();
     let socket = args.socket.display();
     info!(
-        "serving {} at {socket}: {}, {}",
+        "serving {} at {socket}: {}, {}, volume {}, header number {}",
         args.image.display(),
         describe(geometry),
         if direct { "direct I/O" } else { "page cache" },
+        volume.uuid(),
+        volume.header_sequence(),
     );
     let queues = args.queues;
     let size = args.queue_size;

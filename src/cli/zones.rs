@@ -17,7 +17,8 @@ use super::view::View;
 
 /// Show the zones of a disk.
 ///
-/// What is shown is what the image holds. Reads only, and works beside a daemon that serves the
+/// What is shown is what the image holds: sectors are 512 bytes, blocks as `inspect` tells; the
+/// write pointer (wp) is where the next write goes, durable is what a flush has covered. Reads only, and works beside a daemon that serves the
 /// image. Without a key the records are shown unverified.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -73,14 +74,14 @@ fn print_table(
 ) -> Result<(), CliError> {
     writeln!(
         out,
-        "{:>8} {:>16} {:<13} {:>16} {:>12} {:>12} {:>12} {:>10}  record",
+        "{:>8} {:>16} {:<13} {:>16} {:>14} {:>14} {:>15} {:>10}  record",
         "zone",
         "start-sector",
         "state",
-        "write-pointer",
-        "written",
-        "durable",
-        "capacity",
+        "wp-sector",
+        "written-blocks",
+        "durable-blocks",
+        "capacity-blocks",
         "generation"
     )?;
     for (zone, record) in geometry.all_zones().zip(records) {
@@ -91,7 +92,7 @@ fn print_table(
         match record.newest {
             Some(found) => write!(
                 out,
-                "{:<13} {pointer:>16} {:>12} {:>12} {capacity:>12} {:>10}  ",
+                "{:<13} {pointer:>16} {:>14} {:>14} {capacity:>15} {:>10}  ",
                 found.record.state.name(),
                 found.record.written.0,
                 found.record.durable.0,
@@ -99,13 +100,20 @@ fn print_table(
             )?,
             None => write!(
                 out,
-                "{:<13} {pointer:>16} {:>12} {:>12} {capacity:>12} {:>10}  ",
+                "{:<13} {pointer:>16} {:>14} {:>14} {capacity:>15} {:>10}  ",
                 "lost", "-", "-", "-"
             )?,
         }
         writeln!(out, "{}", health(record))?;
     }
-    Ok(())
+    match records.iter().filter(|record| !record.is_sound()).count() {
+        0 => Ok(()),
+        damaged => Ok(writeln!(
+            out,
+            "{damaged} of {} records are damaged: see `zonevault check`",
+            records.len()
+        )?),
+    }
 }
 
 /// The condition of the two copies of a record, in a word.
@@ -150,6 +158,7 @@ fn print_json(
             "generation": newest.map(|found| found.record.generation.0),
             "sequence": newest.map(|found| found.sequence),
             "record": health(record),
+            "damaged_copies": record.faults.iter().flatten().count(),
         });
         let comma = if zone.as_usize() == last { "" } else { "," };
         writeln!(out, "  {entry}{comma}")?;

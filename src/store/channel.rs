@@ -27,8 +27,10 @@ use super::{Completion, Op, Store, Token};
 pub(super) struct Data {
     file: File,
     way: Way,
-    /// The descriptor of the metadata, with the owner's lock: held for as long as anybody may write.
-    metadata: File,
+    /// One that goes through the page cache, if `file` does not.
+    metadata: Option<File>,
+    /// The descriptor with the owner's lock: held for as long as anybody may write.
+    _owner: File,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,11 +44,12 @@ pub(super) enum Way {
 }
 
 impl Data {
-    pub(super) fn new(file: File, way: Way, metadata: File) -> Self {
+    pub(super) fn new(file: File, metadata: Option<File>, way: Way, owner: File) -> Self {
         Self {
             file,
             way,
             metadata,
+            _owner: owner,
         }
     }
 
@@ -54,8 +57,9 @@ impl Data {
         &self.file
     }
 
+    /// The file by way of the page cache.
     pub(super) fn metadata(&self) -> &File {
-        &self.metadata
+        self.metadata.as_ref().unwrap_or(&self.file)
     }
 
     pub(super) fn is_direct(&self) -> bool {
@@ -125,7 +129,7 @@ impl FileStore {
         let (result, buf) = match op {
             Op::Read { offset, mut buf } => (file.read_exact_at(&mut buf, offset), Some(buf)),
             Op::ReadMetadata { offset, mut buf } => {
-                let read = self.data.metadata.read_exact_at(&mut buf, offset);
+                let read = self.data.metadata().read_exact_at(&mut buf, offset);
                 (read, Some(buf))
             }
             Op::Write { offset, buf } => (file.write_all_at(&buf, offset), Some(buf)),
@@ -153,7 +157,7 @@ impl FileStore {
                 (sys::read_cached(&self.data.file, *offset, buf), buf.len())
             }
             Op::ReadMetadata { offset, buf } => (
-                sys::read_cached(&self.data.metadata, *offset, buf),
+                sys::read_cached(self.data.metadata(), *offset, buf),
                 buf.len(),
             ),
             _ => (Ok(0), 1),

@@ -305,8 +305,14 @@ impl Opened {
                 });
             }
         }
+        // A ring may outlive its process by a moment and keeps what it names open: the description
+        // with the owner's lock must not be among that.
+        let metadata = match way {
+            Way::Direct(_) => Some(self.open_again(0)?),
+            Way::Cached | Way::Memory => None,
+        };
         let owner = self.meta.try_clone().map_err(self.cannot("examine"))?;
-        Ok(Data::new(file, way, owner))
+        Ok(Data::new(file, metadata, way, owner))
     }
 
     /// The error for a failure of `action`.

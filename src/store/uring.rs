@@ -578,7 +578,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = std::fs::File::create_new(dir.path().join("image")).unwrap();
         let owner = file.try_clone().unwrap();
-        let data = Arc::new(Data::new(file, super::super::channel::Way::Cached, owner));
+        let data = Arc::new(Data::new(
+            file,
+            None,
+            super::super::channel::Way::Cached,
+            owner,
+        ));
         let mut ring = match Ring::new(data, 4) {
             Ok(ring) => ring,
             Err(e) => return println!("skipped: no io_uring: {e}"),

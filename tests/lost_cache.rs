@@ -26,7 +26,7 @@ mod tests {
 
     const PLAN: Plan = Plan {
         stream: 50,
-        cipher: "aes-256-xts",
+        cipher: "aes-256-gcm",
         block: 4096,
         cache: "direct",
         writethrough: false,
@@ -34,12 +34,12 @@ mod tests {
     };
 
     #[test]
-    fn xts() {
+    fn gcm() {
         Campaign::new(PLAN).run();
     }
 
     #[test]
-    fn xts_through_the_page_cache_in_small_blocks() {
+    fn gcm_through_the_page_cache_in_small_blocks() {
         Campaign::new(Plan {
             stream: 51,
             block: 512,
@@ -50,10 +50,42 @@ mod tests {
     }
 
     #[test]
-    fn xts_without_write_cache() {
+    fn gcm_without_write_cache() {
         Campaign::new(Plan {
             stream: 52,
             writethrough: true,
+            ..PLAN
+        })
+        .run();
+    }
+
+    #[test]
+    fn crc64() {
+        Campaign::new(Plan {
+            stream: 53,
+            cipher: "aes-256-xts+crc64",
+            ..PLAN
+        })
+        .run();
+    }
+
+    #[test]
+    fn xts() {
+        Campaign::new(Plan {
+            stream: 54,
+            cipher: "aes-256-xts",
+            ..PLAN
+        })
+        .run();
+    }
+
+    #[test]
+    fn xts_through_the_page_cache_in_small_blocks() {
+        Campaign::new(Plan {
+            stream: 55,
+            cipher: "aes-256-xts",
+            block: 512,
+            cache: "writeback",
             ..PLAN
         })
         .run();

@@ -1,10 +1,9 @@
 //! Rounds of load, a sudden end, and a look at what is left.
 
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::common::daemon::{BINARY, Daemon, Image};
+use crate::common::daemon::{Daemon, Image};
 use crate::common::frontend::{Frontend, Options};
 use crate::common::queue::Queue;
 use crate::common::request::{kind, status};
@@ -13,7 +12,7 @@ use crate::common::rng::Rng;
 use super::known::{Clock, InPlace, Left, Zone, stamped};
 use super::load::{Mood, Worker};
 use super::machine::Boot;
-use super::medium::{Keep, Loss};
+use super::medium::{Areas, Keep, Loss};
 use super::mount::Mount;
 
 /// The image in the file system that forgets.
@@ -24,7 +23,9 @@ const ZONE: u64 = 1024;
 /// Bytes of its capacity.
 const CAPACITY: u64 = 384 << 10;
 /// Header, protectors and zone records lie below this byte, and nothing else does.
-const METADATA_END: u64 = 72 << 10;
+const METADATA_END: u64 = 128 << 10;
+/// Bytes of the tag of a block.
+const TAG: u64 = 32;
 /// Zones. The first two are conventional, or never touched; then comes the shared one; the others have owners.
 const ZONES: u64 = 16;
 const SHARED: u64 = 2;
@@ -64,6 +65,20 @@ impl Plan {
     fn is_tagged(&self) -> bool {
         !self.cipher.ends_with("xts")
     }
+
+    /// Where what lies. (Conventional zones and tags never meet, so all zones are alike.)
+    fn areas(&self) -> Areas {
+        let tags = CAPACITY / self.block as u64 * TAG;
+        Areas {
+            zones: METADATA_END,
+            data: CAPACITY,
+            tags: if self.is_tagged() {
+                tags.next_multiple_of(4096)
+            } else {
+                0
+            },
+        }
+    }
 }
 
 /// How a daemon ends.
@@ -76,11 +91,11 @@ enum End {
 }
 
 impl End {
-    fn draw(rng: &mut Rng) -> Self {
+    fn draw(rng: &mut Rng, plan: Plan) -> Self {
         if rng.one_in(2) {
             Self::Kill
         } else {
-            Self::Cut(Keep::draw(rng, METADATA_END))
+            Self::Cut(Keep::draw(rng, plan.areas()))
         }
     }
 
@@ -105,8 +120,8 @@ struct Tally {
     interrupted: u64,
     orderly: u64,
     loss: Loss,
-    /// Blocks that a cut took although they had been acknowledged: none of them flushed.
-    forgotten: u64,
+    /// Blocks acknowledged and not flushed that were there after a cut, and that were not.
+    unflushed: [u64; 2],
 }
 
 impl Tally {
@@ -125,7 +140,6 @@ pub struct Campaign {
     daemon: Option<Daemon>,
     image: Image,
     boot: Boot,
-    can_be_told: bool,
     mount: Mount,
     plan: Plan,
     rng: Rng,
@@ -151,7 +165,6 @@ impl Campaign {
             daemon: None,
             image,
             boot,
-            can_be_told: knows(AFTER_CUT),
             mount,
             plan,
             rng,
@@ -175,16 +188,16 @@ impl Campaign {
             Err(_) => self.plan.rounds,
         };
         for round in 0..rounds {
-            let end = End::draw(&mut self.rng);
+            let end = End::draw(&mut self.rng, self.plan);
             self.load_and_end(end);
             let left = match end {
                 End::Kill => {
                     self.start_after_kill();
                     Left::Whole
                 }
-                End::Cut(_) => {
+                End::Cut(keep) => {
                     self.start_after_cut();
-                    Left::by_cut(&self.clock)
+                    self.left_by(keep)
                 }
             };
             self.check(left);
@@ -204,12 +217,12 @@ impl Campaign {
             interrupted,
             orderly,
             loss,
-            forgotten,
+            unflushed: [found, gone],
         } = self.tally;
         println!(
             "{}, {}-byte blocks, {}{}: {rounds} rounds: {kills} kills, {cuts} cuts, {interrupted} openings \
              interrupted, {orderly} orderly ends; {acknowledged} requests acknowledged, {flushes} of them flushes; \
-             unsynced sectors {} kept and {} lost, {} writes torn; {forgotten} unflushed blocks forgotten",
+             unsynced sectors {} kept and {} lost, {} writes torn; of unflushed blocks {found} found and {gone} gone",
             self.plan.cipher,
             self.plan.block,
             self.plan.cache,
@@ -228,7 +241,9 @@ impl Campaign {
             assert!(kills > 0 && cuts > 0, "{kills} kills and {cuts} cuts");
             assert!(loss.kept > 0 && loss.lost > 0, "{loss:?}");
             assert!(loss.torn > 0, "no write was torn");
-            assert!(self.plan.writethrough || forgotten > 0, "nothing was lost");
+            assert!(self.plan.writethrough || gone > 0, "nothing was lost");
+            let found_by_tags = self.plan.writethrough || !self.plan.is_tagged() || found > 0;
+            assert!(found_by_tags, "tags found nothing");
         }
     }
 
@@ -316,17 +331,26 @@ impl Campaign {
 
     /// The power is back, and may fail again while the disk recovers. The daemon is told so, or has to find out.
     fn start_after_cut(&mut self) {
-        let told = self.rng.one_in(2) && self.can_be_told;
+        let told = self.rng.one_in(2);
         let more: &[&str] = if told { &[AFTER_CUT] } else { &[] };
         self.reboot_unless(told);
         while self.rng.one_in(3) {
-            let end = End::draw(&mut self.rng);
+            let end = End::draw(&mut self.rng, self.plan);
             self.interrupt_opening(more, end);
             if matches!(end, End::Cut(_)) {
                 self.reboot_unless(told);
             }
         }
         self.start(more);
+    }
+
+    /// A tag tells what reached the medium, so nothing of that is given up.
+    fn left_by(&self, keep: Keep) -> Left {
+        if keep == Keep::Everything && self.plan.is_tagged() {
+            Left::CUT_WITHOUT_LOSS
+        } else {
+            Left::by_cut(&self.clock)
+        }
     }
 
     fn reboot_unless(&mut self, told: bool) {
@@ -371,34 +395,34 @@ impl Campaign {
                 assert!(old.is_none(), "block {at} of the shared zone twice");
             }
         }
+        let mut count = |before: &Zone, now: &Zone| {
+            if left != Left::Whole {
+                let [found, gone] = before.unflushed(&self.clock, now);
+                self.tally.unflushed[0] += found;
+                self.tally.unflushed[1] += gone;
+            }
+        };
         let start = SHARED * ZONE;
-        let before = self.shared.blocks.len() as u64;
         let refused = self.shared.refused;
-        self.shared = self.shared.check(left, info(start), &read(q, start), block);
-        let mut forgotten = before.saturating_sub(self.shared.sent);
+        let now = self.shared.check(left, info(start), &read(q, start), block);
+        count(&self.shared, &now);
+        self.shared = now;
         for worker in &mut self.workers {
             for (start, known) in &mut worker.zones[1..] {
-                let before = known.blocks.len() as u64;
-                *known = known.check(left, info(*start), &read(q, *start), block);
-                forgotten += before.saturating_sub(known.sent);
+                let now = known.check(left, info(*start), &read(q, *start), block);
+                count(known, &now);
+                *known = now;
             }
             for (i, known) in worker.in_place.iter_mut().enumerate() {
                 let sector = worker.in_place_start + (i * block / 512) as u64;
                 known.check(left, &q.read_ok(sector, block), "conventional block");
             }
         }
-        self.tally.forgotten += forgotten;
         if refused || self.shared.finished.is_some() {
             assert_eq!(q.simple(kind::ZONE_RESET, start), status::OK);
             self.shared = Zone::default();
         }
     }
-}
-
-fn knows(option: &str) -> bool {
-    let out = Command::new(BINARY).args(["serve", "--help"]).output();
-    let help = out.expect("running the binary").stdout;
-    String::from_utf8_lossy(&help).contains(option)
 }
 
 fn create(image: &Image, plan: Plan) {

@@ -49,6 +49,9 @@ impl Left {
         Self::Cut(clock.flushed.load(Ordering::SeqCst))
     }
 
+    /// By a power cut that took nothing of what was written, on a disk that can tell.
+    pub const CUT_WITHOUT_LOSS: Self = Self::Cut(u64::MAX);
+
     /// Whether what was acknowledged at `time` must be there.
     fn keeps(self, time: u64) -> bool {
         match self {
@@ -161,6 +164,22 @@ impl Zone {
             finished: (info.state == state::FULL).then_some(0),
             ..Self::default()
         }
+    }
+
+    /// Of the blocks that nobody flushed before a cut: how many of them `now` has, and how many it has not.
+    pub fn unflushed(&self, clock: &Clock, now: &Self) -> [u64; 2] {
+        let flushed = Left::by_cut(clock);
+        let unflushed = self
+            .blocks
+            .iter()
+            .filter(|(_, block)| !flushed.keeps(block.time));
+        unflushed.fold([0, 0], |[found, gone], (at, _)| {
+            if *at < now.sent {
+                [found + 1, gone]
+            } else {
+                [found, gone + 1]
+            }
+        })
     }
 
     fn check_state(&self, left: Left, info: &ZoneInfo, filled: u64, block: usize, what: &str) {

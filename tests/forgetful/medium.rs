@@ -3,10 +3,36 @@
 //! The unit that is written whole or not at all is the sector of 512 bytes. A cut may keep any subset of the unsynced
 //! sectors, the older of two versions of one included, and so tears writes, syncs that were under way, and the order.
 
+use std::collections::HashSet;
+
 use crate::common::rng::Rng;
 
 /// Bytes that a medium writes whole or not at all.
 pub const SECTOR: usize = 512;
+/// Bytes of a page of the kernel's cache, which writes back whole pages.
+const PAGE: usize = 4096;
+
+/// Where in an image what lies: metadata, then zone after zone data and tags. Bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Areas {
+    /// Where the first zone begins.
+    pub zones: u64,
+    /// Length of a zone's data.
+    pub data: u64,
+    /// Length of its tags.
+    pub tags: u64,
+}
+
+impl Areas {
+    /// 0 for metadata, 1 for data, 2 for tags.
+    fn of(&self, offset: u64) -> usize {
+        match offset.checked_sub(self.zones) {
+            None => 0,
+            Some(at) if at % (self.data + self.tags) < self.data => 1,
+            Some(_) => 2,
+        }
+    }
+}
 
 /// What of the unsynced writes is on the medium after a cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,30 +45,31 @@ pub enum Keep {
     Sectors(u64),
     /// Each write, as a whole, with a chance of so many in a hundred.
     Writes(u64),
-    /// The oldest so many in a hundred writes, the last of them torn.
+    /// The oldest so many in a hundred writes, and of the next one each second sector.
     Oldest(u64),
-    /// The newest so many in a hundred writes, the first of them torn.
+    /// The newest so many in a hundred writes, and of the next one each second sector.
     Newest(u64),
     /// All but so many sectors.
     AllBut(u64),
-    /// What lies below this offset, in bytes: metadata without data.
-    Below(u64),
-    /// What lies at this offset or above: data without metadata.
-    Above(u64),
+    /// What lies in some areas: metadata, data, tags.
+    In(Areas, [bool; 3]),
 }
 
 impl Keep {
-    /// One of the ways to lose something; `boundary` is the offset that parts metadata from data.
-    pub fn draw(rng: &mut Rng, boundary: u64) -> Self {
-        match rng.below(9) {
+    /// One of the ways to fail.
+    pub fn draw(rng: &mut Rng, areas: Areas) -> Self {
+        match rng.below(10) {
             0 => Self::Nothing,
-            1 | 2 => Self::Sectors(rng.range(1, 99)),
-            3 => Self::Writes(rng.range(1, 99)),
-            4 => Self::Oldest(rng.range(0, 99)),
-            5 => Self::Newest(rng.range(0, 99)),
-            6 => Self::AllBut(rng.range(1, 4)),
-            7 => Self::Below(boundary),
-            _ => Self::Above(boundary),
+            1 => Self::Everything,
+            2 | 3 => Self::Sectors(rng.range(1, 99)),
+            4 => Self::Writes(rng.range(1, 99)),
+            5 => Self::Oldest(rng.range(0, 99)),
+            6 => Self::Newest(rng.range(0, 99)),
+            7 => Self::AllBut(rng.range(1, 4)),
+            _ => {
+                let some = rng.range(1, 6);
+                Self::In(areas, [1, 2, 4].map(|bit| some & bit != 0))
+            }
         }
     }
 }
@@ -88,6 +115,8 @@ struct Pending {
     moment: u64,
     offset: usize,
     change: Change,
+    /// It came past the page cache.
+    direct: bool,
 }
 
 impl Pending {
@@ -127,6 +156,7 @@ pub struct Medium {
     durable: Vec<u8>,
     pending: Vec<Pending>,
     clock: u64,
+    settled: u64,
 }
 
 impl Medium {
@@ -154,27 +184,28 @@ impl Medium {
     }
 
     /// Writes into the cache.
-    pub fn write(&mut self, offset: usize, bytes: Vec<u8>) {
+    pub fn write(&mut self, offset: usize, bytes: Vec<u8>, direct: bool) {
         let end = offset + bytes.len();
         if end > self.current.len() {
             self.set_len(end);
         }
-        self.change(offset, Change::Write(bytes));
+        self.change(offset, Change::Write(bytes), direct);
     }
 
     /// Makes a range zero, in the cache. What lies behind the end is left out.
     pub fn punch(&mut self, offset: usize, len: usize) {
         let len = len.min(self.current.len().saturating_sub(offset));
         if len > 0 {
-            self.change(offset, Change::Hole(len));
+            self.change(offset, Change::Hole(len), true);
         }
     }
 
-    fn change(&mut self, offset: usize, change: Change) {
+    fn change(&mut self, offset: usize, change: Change, direct: bool) {
         let pending = Pending {
             moment: self.clock,
             offset,
             change,
+            direct,
         };
         self.clock += 1;
         pending.apply(&mut self.current, 0, pending.change.len());
@@ -193,9 +224,25 @@ impl Medium {
             .partition(|pending| pending.moment < moment.0);
         self.pending = rest;
         let done: Vec<Pending> = done;
+        let mut pages = HashSet::new();
         for pending in done {
-            pending.apply(&mut self.durable, 0, pending.change.len());
+            let len = pending.change.len();
+            pending.apply(&mut self.durable, 0, len);
+            match &pending.change {
+                Change::Hole(_) => {}
+                Change::Write(_) if pending.direct => self.settled += len as u64,
+                Change::Write(_) => {
+                    pages.extend(pending.offset / PAGE..=(pending.offset + len - 1) / PAGE)
+                }
+            }
         }
+        self.settled += (pages.len() * PAGE) as u64;
+    }
+
+    /// Bytes that a disk below a page cache would have written so far: between two syncs every page once, and what came
+    /// past the cache as it came.
+    pub fn settled(&self) -> u64 {
+        self.settled
     }
 
     /// Whether anything is unsynced.
@@ -235,8 +282,7 @@ impl Medium {
                         std::cmp::Ordering::Greater => false,
                     },
                     Keep::AllBut(_) => !spared.contains(&number),
-                    Keep::Below(boundary) => offset < boundary,
-                    Keep::Above(boundary) => offset >= boundary,
+                    Keep::In(areas, kept) => kept[areas.of(offset)],
                 };
                 number += 1;
                 if stays {

@@ -38,6 +38,8 @@ pub struct Traffic {
     pub writes: u64,
     /// Bytes in them.
     pub bytes: u64,
+    /// Bytes that a disk below a page cache would have written; see [`Medium::settled`].
+    pub settled: u64,
     /// Syncs that ended.
     pub syncs: u64,
     /// Holes punched.
@@ -155,12 +157,15 @@ impl Forgetful {
         fh: FileHandle,
         offset: u64,
         data: &[u8],
+        flags: OpenFlags,
     ) -> Result<u32, Errno> {
         let offset = offset_of(offset)?;
         let time = self.shared.thawed().hesitate(HESITATING, LONGEST_WRITE);
         pause(time);
         let mut state = self.shared.thawed();
-        state.file(ino, fh)?.write(offset, data.to_vec());
+        state
+            .file(ino, fh)?
+            .write(offset, data.to_vec(), flags.0 & libc::O_DIRECT != 0);
         state.traffic.writes += 1;
         state.traffic.bytes += data.len() as u64;
         u32::try_from(data.len()).map_err(|_| Errno::EINVAL)
@@ -284,11 +289,11 @@ impl Filesystem for Forgetful {
         offset: u64,
         data: &[u8],
         _write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.write_now(ino, fh, offset, data) {
+        match self.write_now(ino, fh, offset, data, flags) {
             Ok(len) => reply.written(len),
             Err(errno) => reply.error(errno),
         }
@@ -422,7 +427,11 @@ impl Mount {
 
     /// What came through so far.
     pub fn traffic(&self) -> Traffic {
-        self.shared.lock().traffic
+        let state = self.shared.lock();
+        Traffic {
+            settled: state.files.iter().map(Medium::settled).sum(),
+            ..state.traffic
+        }
     }
 }
 

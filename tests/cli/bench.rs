@@ -5,11 +5,13 @@ use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
 
 use serde_json::Value;
 use tempfile::TempDir;
+use zonevault::store::{Access, FileMedium};
 
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_zonevault");
 
@@ -28,6 +30,32 @@ pub(crate) struct Done {
     pub(crate) code: i32,
     pub(crate) out: String,
     pub(crate) err: String,
+}
+
+/// Held while a program is started. Between fork and exec a child has a copy of every descriptor of
+/// this process, and so the lock of an image that another test has just let go of: who takes a lock
+/// takes this first.
+static STARTING: Mutex<()> = Mutex::new(());
+
+/// Starts a program with pipes for its input and outputs.
+pub(crate) fn start(command: &mut Command) -> Child {
+    let starting = STARTING.lock();
+    let child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(starting);
+    child
+}
+
+/// Opens an image in this process.
+pub(crate) fn open_image(path: &Path, access: Access) -> FileMedium {
+    let starting = STARTING.lock();
+    let medium = FileMedium::open(path, access).unwrap();
+    drop(starting);
+    medium
 }
 
 impl Bench {
@@ -59,15 +87,12 @@ impl Bench {
     }
 
     pub(crate) fn run_with(&self, args: &[impl AsRef<OsStr>], stdin: &[u8]) -> Done {
-        let mut child = Command::new(BINARY)
+        let mut command = Command::new(BINARY);
+        command
             .args(args)
             .current_dir(self.dir.path())
-            .env_remove("RUST_LOG")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .env_remove("RUST_LOG");
+        let mut child = start(&mut command);
         // A command that does not read its input closes the pipe: that is its right.
         let _ = child.stdin.take().unwrap().write_all(stdin);
         Done::of(child.wait_with_output().unwrap())
@@ -111,6 +136,15 @@ impl Bench {
         let done = self.run_with(args, stdin);
         done.assert_refused(code, words, &format!("{args:?}"));
         assert!(self.snapshot() == before, "{args:?}: files changed");
+    }
+
+    /// The same of a daemon, which may have logged before it refused.
+    pub(crate) fn refuse_daemon(&self, args: &[&str], code: i32, words: &str) {
+        let done = self.run(args);
+        assert_eq!(done.code, code, "{args:?}: {}", done.err);
+        let last = done.err.lines().last().unwrap_or_default();
+        assert!(last.starts_with("zonevault: "), "{}", done.err);
+        assert!(last.contains(words), "{}", done.err);
     }
 
     pub(crate) fn create(&self, args: &[&str], extra: &[&str]) -> Vec<String> {

@@ -198,6 +198,66 @@ fn plain_disks_have_no_zone_options() {
 }
 
 #[test]
+fn a_disk_gets_the_strongest_cipher_that_it_can_have() {
+    let bench = Bench::new();
+    let make = |options: &[&str]| {
+        let line = [
+            "create",
+            "d",
+            "--force",
+            "--size",
+            "1M",
+            "--key-file",
+            "key",
+        ];
+        let made = bench.succeed(&[&line[..], options].concat()).out;
+        (made, bench.json(&["inspect", "d", "--json"]))
+    };
+    for (options, cipher, slot, words) in [
+        (
+            ["--zone-size", "64K"].as_slice(),
+            "aes-256-gcm",
+            32,
+            "encrypted and authenticated",
+        ),
+        (&["--plain"], "aes-256-xts", 0, "written in place"),
+        (
+            &["--zone-size", "64K", "--conventional", "1"],
+            "aes-256-xts",
+            0,
+            "written in place",
+        ),
+        (
+            &["--cipher", "aes-256-xts"],
+            "aes-256-xts",
+            0,
+            "without tags: altered",
+        ),
+        (
+            &["--cipher", "aes-256-xts+crc64"],
+            "aes-256-xts+crc64",
+            32,
+            "rot is detected",
+        ),
+    ] {
+        let (made, facts) = make(options);
+        assert!(made.contains(&format!("\n  {cipher}: ")), "{made}");
+        assert!(made.contains(words), "{made}");
+        assert_eq!(facts["cipher"], cipher, "{options:?}");
+        assert_eq!(facts["layout"]["tag_slot_bytes"], slot, "{options:?}");
+    }
+    for cipher in ["aes-256-gcm", "aes-256-xts+crc64"] {
+        let size = ["--size", "1M", "--cipher", cipher];
+        bench.refuse_create(&[&size[..], &["--plain"]].concat(), "leave out --plain");
+        let conventional = ["--zone-size", "64K", "--conventional", "1"];
+        bench.refuse_create(
+            &[&size, &conventional[..]].concat(),
+            "conventional zones are",
+        );
+    }
+}
+
+#[test]
 fn disks_that_linux_would_refuse_are_refused_with_the_reason() {
     let bench = Bench::new();
     for (options, words) in [
@@ -312,10 +372,10 @@ fn what_is_there_is_only_overwritten_by_force() {
         "--key-file",
         "key",
     ];
-    bench.refuse(&nowhere, 1, "no/such/dir/d");
+    bench.refuse(&nowhere, 2, "no/such/dir/d");
     bench.refuse(
         &["create", ".", "--size", "1M", "--key-file", "key"],
-        3,
+        2,
         "regular file",
     );
 }

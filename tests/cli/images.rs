@@ -5,11 +5,11 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::Value;
 
-use super::bench::{BINARY, Bench, Done};
+use super::bench::{BINARY, Bench, Done, open_image, start};
 
 #[test]
 fn inspect_and_zones_show_a_disk_with_and_without_its_key() {
@@ -48,13 +48,11 @@ fn inspect_and_zones_show_a_disk_with_and_without_its_key() {
     bench.succeed(&["zones", "disk.img", "--json"]);
     assert!(bench.snapshot() == before);
     let line = format!("'{BINARY}' zones disk.img --json | head -n 1; echo ${{PIPESTATUS[0]}}");
-    let output = Command::new("bash")
-        .args(["-c", &line])
-        .current_dir(bench.dir.path())
-        .output()
-        .unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
-    assert!(String::from_utf8_lossy(&output.stdout).ends_with("\n0\n"));
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &line]).current_dir(bench.dir.path());
+    let done = Done::of(start(&mut shell).wait_with_output().unwrap());
+    assert_eq!(done.err, "");
+    assert!(done.out.ends_with("\n0\n"), "{}", done.out);
 }
 
 /// A bench with a sound image and many files that are none.
@@ -102,7 +100,6 @@ fn what_is_not_a_sound_image_is_refused_by_every_command() {
         ("zeroes", "not a zonevault image"),
         ("luks", "not a zonevault image"),
         ("empty", "not a zonevault image"),
-        (".", "neither a regular file"),
     ] {
         for key in [[].as_slice(), &["--key-file", "key"]] {
             bench.refuse(&[&["inspect", name], key].concat(), 3, words);
@@ -139,8 +136,10 @@ fn what_is_not_a_sound_image_is_refused_by_every_command() {
             "other",
         ],
     ] {
-        bench.refuse(line, 1, "none: cannot open");
+        bench.refuse(line, 2, "none: cannot open");
     }
+    bench.refuse(&["inspect", "."], 2, "neither a regular file");
+    bench.refuse(&["zones", "text/none", "--json"], 2, "text/none");
 }
 
 /// Sets a field of both header copies and makes their CRCs right again.
@@ -157,6 +156,9 @@ fn set_header_u32(image: &mut [u8], at: usize, value: u32) {
 #[test]
 fn an_altered_header_is_a_forgery_to_who_holds_the_key() {
     let bench = Bench::with_disk();
+    let create = ["create", "disk.img", "--force", "--key-file", "key"];
+    let cipher = ["--size", "1M", "--cipher", "aes-256-xts"];
+    bench.succeed(&[&create[..], &cipher].concat());
     let mut bytes = fs::read(bench.path("disk.img")).unwrap();
     // The cipher, swapped for the weaker one, with every checksum right.
     set_header_u32(&mut bytes, 80, 1);
@@ -203,9 +205,9 @@ fn one_damaged_copy_is_reported_and_survived() {
 
 #[test]
 fn an_image_in_use_can_be_looked_at_and_not_changed() {
-    use zonevault::store::{Access, FileMedium};
+    use zonevault::store::Access;
     let bench = Bench::with_disk();
-    let held = FileMedium::open(&bench.path("disk.img"), Access::ReadWrite).unwrap();
+    let held = open_image(&bench.path("disk.img"), Access::ReadWrite);
     for line in [
         ["key", "remove", "disk.img", "0", "--force"].as_slice(),
         &[
@@ -245,7 +247,8 @@ fn a_read_only_file_is_looked_at_and_not_changed() {
     fs::set_permissions(bench.dir.path(), Permissions::from_mode(0o755)).unwrap();
     let run = |args: &[&str]| {
         let mut command = as_ordinary_user(bench.dir.path());
-        Done::of(command.args(args).output().unwrap())
+        let child = start(command.args(args));
+        Done::of(child.wait_with_output().unwrap())
     };
     assert_eq!(run(&["key", "list", "disk.img"]).code, 0);
     assert_eq!(run(&["inspect", "disk.img"]).code, 0);
@@ -263,13 +266,7 @@ fn a_read_only_file_is_looked_at_and_not_changed() {
         ],
     ] {
         let mut command = as_ordinary_user(bench.dir.path());
-        let mut child = command
-            .args(line)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = start(command.args(line));
         let _ = child.stdin.take().unwrap().write_all(&[7; 64]);
         let done = Done::of(child.wait_with_output().unwrap());
         done.assert_refused(1, "Permission denied", &format!("{line:?}"));

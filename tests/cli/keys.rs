@@ -4,7 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 
-use super::bench::{BINARY, Bench, CHEAP, SMALL};
+use super::bench::{BINARY, Bench, CHEAP, Done, SMALL, start};
 
 #[test]
 fn keys_come_from_files_descriptors_and_standard_input() {
@@ -35,16 +35,13 @@ fn keys_come_from_files_descriptors_and_standard_input() {
     assert_eq!(opens(&["--passphrase-fd", "0"], &[b'x'; 32]), 4);
     // A descriptor above the standard ones.
     bench.write_key("x", &[b'x'; 32]);
-    let status = Command::new("sh")
-        .args([
-            "-c",
-            "exec \"$0\" inspect d --key-fd 7 7<x >/dev/null",
-            BINARY,
-        ])
-        .current_dir(bench.dir.path())
-        .status()
-        .unwrap();
-    assert!(status.success());
+    let line = "exec \"$0\" inspect d --key-fd 7 7<x >/dev/null";
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", line, BINARY])
+        .current_dir(bench.dir.path());
+    let done = Done::of(start(&mut shell).wait_with_output().unwrap());
+    assert_eq!(done.code, 0, "{}", done.err);
 }
 
 #[test]

@@ -7,7 +7,10 @@
 )]
 
 mod bench;
+mod check;
 mod create;
+mod disk;
 mod images;
 mod keys;
+mod serve;
 mod usage;

@@ -6,7 +6,7 @@ use super::bench::Bench;
 fn help_teaches_and_version_answers() {
     let bench = Bench::new();
     let help = bench.succeed(&["--help"]).out;
-    for code in 0..=5 {
+    for code in 0..=8 {
         assert!(help.contains(&format!("\n  {code}  ")), "{help}");
     }
     for command in [
@@ -14,6 +14,7 @@ fn help_teaches_and_version_answers() {
         vec!["serve"],
         vec!["inspect"],
         vec!["zones"],
+        vec!["check"],
         vec!["key", "add"],
         vec!["key", "remove"],
         vec!["key", "list"],

@@ -8,11 +8,11 @@
 //!
 //! ```text
 //! virtqueue -> request   parse: layout, direction, bounds, all at once, each byte read once
-//!           -> zone      admit: state, write pointer, limits -> Grant { zone, start, generation }
+//!           -> zone      admit: state, write pointer, limits -> Grant { zone, start, generation, stamp }
 //!           -> volume    copy to a private buffer
 //!           -> keyslot   the key of (zone, generation)
 //!           -> integrity encrypt for the place that is known now; fill the tag slots
-//!           -> store     submit; the operation owns its buffer until it is completed
+//!           -> store     submit data and slots; an operation owns its buffer until completed
 //!           -> zone      complete, then settle: acknowledgements in write-pointer order,
 //!                        each zone's record written before anyone is told
 //!           -> queue     status, append sector, used ring, one notification a pass

@@ -78,14 +78,15 @@ pub struct TagSlotError(pub u32);
 ///
 /// R is 128 bytes a zone, rounded up to 4096. D is 65536 + 2 R, rounded up to 65536. A data extent
 /// is as long as the zone's capacity, a tag extent as its blocks times the tag slot size (0 for
-/// AES-XTS, so there is none); each is rounded up to 4096. The image ends with its last extent.
+/// AES-XTS, so there is none, and 32 for the ciphers with tags); each is rounded up to 4096. The image ends with its last extent.
 ///
 /// There are disk size / zone size zones, rounded up: a plain disk's last zone ends where the disk
 /// ends. The conventional ones come first (of a plain disk: all); their capacity is all that they
 /// span, whatever the header says of the capacity of the others.
 ///
 /// *Data.* Block n of a zone lies at n times the block size in its data extent, encrypted under the
-/// zone's key ([`derive_zone_key`](crate::secret::derive_zone_key)) with n as its data unit number.
+/// zone's key ([`derive_zone_key`](crate::secret::derive_zone_key)) with n as its data unit number;
+/// with tags its slot (`integrity::Slot`) lies at 32 n in the tag extent.
 /// Which blocks of a sequential zone are data is in its record. Of a conventional zone any may be,
 /// and nothing tells which: one that was never written decrypts to noise.
 ///

@@ -3,18 +3,24 @@
 //! [`Volume`] is what all queues share; each queue works through a [`Channel`] of its own. Rules
 //! of order, each kept in one place:
 //!
-//! 1. *Place before encryption.* A write is encrypted for the place that its grant names
-//!    (`channel`).
-//! 2. *Data, then record, then acknowledgement.* A zone's record is in the page cache before
-//!    anyone is told that its write pointer moved (`Volume::publish`), so what was acknowledged
-//!    survives a killed daemon.
-//! 3. *Flush.* A sync makes data durable; only then does a record call it durable. A cipher
-//!    without tags cannot find the end of its data after a power cut, so such a record is synced
-//!    too before the flush completes (`sync`).
-//! 4. *Reset.* New salt to one copy of the record, sync, to the other copy, sync, space given
+//! 1. *Place before encryption.* A write is encrypted for the place, and under the stamp, that its
+//!    grant names (`piece`).
+//! 2. *Data and tag slots, then record, then acknowledgement.* A zone's record is in the page cache
+//!    before anyone is told that its write pointer moved (`Volume::publish`), and tag slots are
+//!    before the write they belong to counts as done (`tags`), so what was acknowledged survives a
+//!    killed daemon, and who may read a block finds its tag.
+//! 3. *Flush.* A sync makes data, tags and records durable; only then does a record call the data
+//!    durable. With tags that is all: they tell how far a zone goes behind that. A cipher without
+//!    them cannot find the end of its data after a power cut, so that record is synced too before
+//!    the flush completes (`sync`).
+//! 4. *A failed write* takes those behind it along; the write pointer falls back to where it began.
+//!    The counters that were used up are durable before the zone takes another write
+//!    (`Volume::fence`): no stamp is used twice, and no block of the failed write can pass for the
+//!    one that is written in its place.
+//! 5. *Reset.* New salt to one copy of the record, sync, to the other copy, sync, space given
 //!    back, then the zone takes writes again (`manage`).
-//! 5. *Opening.* An unclean disk makes what it recovered, and a new epoch, durable before it
-//!    accepts anything ([`Volume::open`]).
+//! 6. *Opening.* An unclean disk makes what it recovered, and a new epoch, durable before it
+//!    accepts anything (`session`).
 
 mod channel;
 mod manage;

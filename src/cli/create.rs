@@ -11,14 +11,14 @@ use crate::crypt::Cipher;
 use crate::format::{
     Argon2Cost, CreateSpec, Layout, NewProtector, Protector, ProtectorKind, image, takes_tags,
 };
-use crate::geometry::{Geometry, GeometryError, GeometrySpec, Model};
+use crate::geometry::{Geometry, GeometryError, GeometrySpec, MAX_ZONE_SIZE, Model};
 use crate::secret::{Credential, SecretError, VolumeKey};
 use crate::store::{FileMedium, OpenError};
 
 use super::credential::KeyArgs;
 use super::error::CliError;
 use super::preset::{FileSystem, ZoneAim, default_limits};
-use super::size::{parse_size, show_size};
+use super::size::{parse_size, show_size, size_option};
 
 /// Largest append where the command line names none: what Linux makes of it fits its usual limits.
 const DEFAULT_MAX_APPEND: u64 = 1 << 20;
@@ -188,18 +188,17 @@ fn cipher(args: &CreateArgs, geometry: &Geometry) -> Result<Cipher, CliError> {
 pub(super) const fn protection(cipher: Cipher, tags_possible: bool) -> &'static str {
     match cipher {
         Cipher::Aes256Gcm => {
-            "encrypted and authenticated: a block that was altered, moved or put back from an \
-             earlier generation is an I/O error"
+            "encrypted and authenticated: altered or moved blocks are I/O errors, never data"
         }
         Cipher::Aes256XtsCrc64 => {
-            "encrypted, and rot is detected; who can write to the image can alter blocks unnoticed"
+            "encrypted, rot detected: rotten blocks are I/O errors; deliberate changes may pass"
         }
         Cipher::Aes128Xts | Cipher::Aes256Xts if tags_possible => {
-            "encrypted without tags: altered blocks are not noticed"
+            "encrypted without tags: altered blocks pass unnoticed"
         }
         Cipher::Aes128Xts | Cipher::Aes256Xts => {
-            "encrypted without tags, which disks with blocks written in place do not have: altered \
-             blocks are not noticed"
+            "encrypted without tags, for plain disks and conventional zones have none: altered \
+             blocks pass unnoticed"
         }
     }
 }
@@ -316,20 +315,38 @@ fn explain(args: &CreateArgs, error: GeometryError) -> String {
             show_size(args.size)
         ),
         GeometryError::SizeMultiple { size, zone } => {
-            let below = size / zone * zone;
-            let next = if below == 0 { zone } else { below };
+            let advice = sizes_around(size, zone);
             format!(
-                "disk size {size} is not a multiple of the zone size {zone}: \
-                 use --size {next} or another --zone-size"
+                "disk size {size} is not a multiple of the zone size {zone}: use --size {advice}, \
+                 or another --zone-size"
             )
         }
         GeometryError::SizeBlocks { size, block } => {
+            let advice = sizes_around(size, block);
             format!(
-                "disk size {size} is not a multiple of the block size {block}: use --size {}",
-                size.next_multiple_of(block)
+                "disk size {size} is not a multiple of the block size {block}: use --size {advice}"
+            )
+        }
+        GeometryError::ZoneSizePower(size) if size > 0 => {
+            let above = size.checked_next_power_of_two().unwrap_or(MAX_ZONE_SIZE);
+            format!(
+                "zone size {size} is not a power of two, which Linux requires: use --zone-size {} \
+                 or {}",
+                size_option(above / 2),
+                size_option(above)
             )
         }
         other => other.to_string(),
+    }
+}
+
+/// The multiples of `unit` next to `size`, as options take them.
+fn sizes_around(size: u64, unit: u64) -> String {
+    let below = size / unit * unit;
+    let above = size_option(below.saturating_add(unit));
+    match below {
+        0 => above,
+        _ => format!("{} or {above}", size_option(below)),
     }
 }
 

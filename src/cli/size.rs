@@ -39,6 +39,17 @@ pub(super) fn show_size(bytes: u64) -> String {
     format!("{bytes} bytes")
 }
 
+/// A size as an option takes it, in the largest unit that holds it exactly: `64M`, `4097`.
+pub(super) fn size_option(bytes: u64) -> String {
+    let unit = UNITS
+        .iter()
+        .find(|(_, shift)| bytes != 0 && bytes.is_multiple_of(1 << shift));
+    match unit {
+        Some((letter, shift)) => format!("{}{letter}", bytes >> shift),
+        None => bytes.to_string(),
+    }
+}
+
 /// Seconds since 1970 as `2026-03-01 12:00:00 UTC`.
 pub(super) fn show_time(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
@@ -111,6 +122,10 @@ mod tests {
         assert_eq!(show_size(1536 << 20), "1536 MiB");
         assert_eq!(show_size(4097), "4097 bytes");
         assert_eq!(show_size(0), "0 bytes");
+        for bytes in [0, 512, 4096, 4097, 960 << 10, 64 << 20, 3 << 40] {
+            assert_eq!(parse_size(&size_option(bytes)), Ok(bytes));
+        }
+        assert_eq!(size_option(960 << 10), "960K");
     }
 
     #[test]

@@ -198,7 +198,7 @@ impl Server {
                 return Err(e.into());
             }
         }
-        let served = self.serve_connection(&mut daemon, stop);
+        let served = self.serve_connection(&mut daemon, options, stop);
         // The rings' memory is still mapped: what is in flight can be answered.
         device.close();
         served
@@ -207,6 +207,7 @@ impl Server {
     fn serve_connection<M: Medium>(
         &mut self,
         daemon: &mut VhostUserDaemon<Arc<Device<M>>>,
+        options: DeviceOptions,
         stop: &Stop,
     ) -> Result<(), ServeError> {
         daemon.start(&mut self.listener)?;
@@ -219,6 +220,12 @@ impl Server {
             Err(DaemonError::HandleRequest(
                 ProtocolError::Disconnected | ProtocolError::PartialMessage,
             )) => info!("the front-end disconnected"),
+            Err(DaemonError::HandleRequest(ProtocolError::InvalidParam)) => warn!(
+                "the connection ended: the front-end asked for something that this disk does not \
+                 offer. If it has more than {} queues (num_vqs of QEMU), or more than {} \
+                 descriptors in one (vq_size), serve with a larger --queues or --queue-size",
+                options.limits.queues, options.limits.queue_size
+            ),
             Err(e) => warn!("the connection ended: {e}"),
         }
         Ok(())

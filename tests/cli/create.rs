@@ -194,7 +194,7 @@ fn plain_disks_have_no_zone_options() {
             option[0],
         );
     }
-    bench.refuse_create(&["--size", "4097", "--plain"], "use --size 8192");
+    bench.refuse_create(&["--size", "4097", "--plain"], "use --size 4K or 8K");
 }
 
 #[test]
@@ -220,12 +220,17 @@ fn a_disk_gets_the_strongest_cipher_that_it_can_have() {
             32,
             "encrypted and authenticated",
         ),
-        (&["--plain"], "aes-256-xts", 0, "written in place"),
+        (
+            &["--plain"],
+            "aes-256-xts",
+            0,
+            "conventional zones have none",
+        ),
         (
             &["--zone-size", "64K", "--conventional", "1"],
             "aes-256-xts",
             0,
-            "written in place",
+            "conventional zones have none",
         ),
         (
             &["--cipher", "aes-256-xts"],
@@ -237,7 +242,7 @@ fn a_disk_gets_the_strongest_cipher_that_it_can_have() {
             &["--cipher", "aes-256-xts+crc64"],
             "aes-256-xts+crc64",
             32,
-            "rot is detected",
+            "rot detected",
         ),
     ] {
         let (made, facts) = make(options);
@@ -264,12 +269,15 @@ fn disks_that_linux_would_refuse_are_refused_with_the_reason() {
         (["--size", "100M1"].as_slice(), "whole number"),
         (&["--size", "20000000T"], "64 bits"),
         (&["--size", "0"], "at least one zone"),
-        (&["--size", "1000001"], "use --size 983040"),
+        (&["--size", "1000001"], "use --size 960K or 1M"),
         (
             &["--size", "10M", "--zone-size", "4M"],
-            "use --size 8388608",
+            "use --size 8M or 12M",
         ),
-        (&["--size", "9M", "--zone-size", "3M"], "power of two"),
+        (
+            &["--size", "9M", "--zone-size", "3M"],
+            "--zone-size 2M or 4M",
+        ),
         (&["--size", "1M", "--zone-size", "0"], "power of two"),
         (&["--size", "1M", "--zone-size", "32K"], "out of range"),
         (&["--size", "1T", "--zone-size", "64K"], "too many"),

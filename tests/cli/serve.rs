@@ -1,7 +1,9 @@
 //! `serve`: which disks it refuses, and what it says of those it serves.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Serves the disk until its socket is there, then ends it in order.
 fn serve(bench: &Bench, options: &[&str]) -> Done {
+    serve_with(bench, options, || ())
+}
+
+/// The same, with something to do while it is served.
+fn serve_with(bench: &Bench, options: &[&str], meanwhile: impl FnOnce()) -> Done {
     let mut command = Command::new(BINARY);
     command
         .args(SERVE)
@@ -26,6 +33,7 @@ fn serve(bench: &Bench, options: &[&str]) -> Done {
         .env_remove("RUST_LOG");
     let mut child = start(&mut command);
     await_socket(bench, &mut child);
+    meanwhile();
     let pid = child.id().to_string();
     let mut kill = start(Command::new("kill").args(["-TERM", &pid]));
     kill.wait().unwrap();
@@ -134,4 +142,30 @@ fn a_killed_disk_is_recovered_as_told() {
     assert_eq!(zones["zones"][2]["written_blocks"], 6);
     let line = [&SERVE[..], &["--tag-cache", "9G"]].concat();
     bench.refuse(&line, 2, "at most 8G");
+}
+
+#[test]
+fn a_front_end_with_too_many_queues_is_told_in_the_log() {
+    /// VHOST_USER_SET_VRING_NUM of queue 3, 128 descriptors: request, version, length, content.
+    const SET_VRING_NUM: [u32; 5] = [8, 1, 8, 3, 128];
+    let bench = Bench::with_disk();
+    let done = serve_with(&bench, &["--queues", "2"], || {
+        let mut front_end = UnixStream::connect(bench.path("s")).unwrap();
+        let message: Vec<u8> = SET_VRING_NUM.iter().flat_map(|n| n.to_ne_bytes()).collect();
+        front_end.write_all(&message).unwrap();
+        front_end.set_read_timeout(Some(PATIENCE)).unwrap();
+        // It hangs up.
+        assert!(!matches!(front_end.read(&mut [0]), Ok(1)));
+    });
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(
+        done.err.contains("more than 2 queues (num_vqs of QEMU)"),
+        "{}",
+        done.err
+    );
+    assert!(
+        done.err.contains("more than 256 descriptors"),
+        "{}",
+        done.err
+    );
 }

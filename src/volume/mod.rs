@@ -49,7 +49,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::scan::Scanner;
 use crate::format::{
-    Header, HeaderKey, ImageError, Layout, RecordKey, Unlocked,
+    BootId, Header, HeaderKey, ImageError, Layout, RecordKey, Unlocked,
     image::{load_records, records_root, write_record},
 };
 use crate::geometry::{Geometry, ZoneIndex};
@@ -209,8 +209,10 @@ impl<M: Medium> Volume<M> {
         );
         let tagged = header.cipher().is_tagged();
         if tagged && opening == Opening::PowerCut {
-            // With one copy of the header lost it may be the one that named the last epoch.
-            let last_epoch = damaged_header.is_none().then_some(header.epoch);
+            // With one copy of the header lost it may be the one that named the last epoch, also if
+            // `check --repair` has replaced it since: that names no boot.
+            let lost = damaged_header.is_some() || header.boot_id == BootId::default();
+            let last_epoch = (!lost).then_some(header.epoch);
             let scanner = Scanner::new(&medium, &layout, &geometry, &keyslots);
             session::prove(&scanner, &geometry, last_epoch, &mut loaded)?;
         }

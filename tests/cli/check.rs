@@ -334,6 +334,27 @@ fn of_an_open_disk_only_what_was_flushed_is_judged() {
 }
 
 #[test]
+fn a_repaired_header_lets_nothing_be_forgotten() {
+    // Whichever copy is lost: the one that says that the disk is open, or the one before it.
+    for at in [100, 4096 + 100] {
+        let subject = Subject::new(&[]);
+        let mut session = subject.session();
+        session.append(2, 4);
+        session.flush();
+        session.append(2, 5);
+        drop(session);
+        flip(&subject.image, at);
+        let facts = subject.json(&["--repair"], 7);
+        assert_eq!(facts["records_match_header"], Value::Null);
+        assert_eq!(facts["damaged_records"], 0);
+        subject.session().close();
+        let zones = subject.bench.json(&["zones", "disk.img", "--json"]);
+        assert_eq!(zones["zones"][2]["written_blocks"], 9);
+        assert_eq!(subject.json(&[], 0)["blocks_read"], 9);
+    }
+}
+
+#[test]
 fn without_tags_only_the_medium_is_checked() {
     let subject = Subject::new(&["--cipher", "aes-256-xts"]);
     let mut session = subject.session();

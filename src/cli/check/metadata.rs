@@ -82,11 +82,13 @@ impl Metadata {
     pub(super) fn examine(subject: &Subject) -> Result<Self, ImageError> {
         let slots = image::read_protectors(&subject.medium)?;
         let state = newest_state(&subject.copies);
+        let header = header_damage(&subject.copies);
+        let root = root(subject, state, header.is_some());
         let mut zones = 0;
         let mut records = Vec::new();
         for (zone, record) in subject.zones() {
             zones += 1;
-            if let Some((what, why)) = judge(record, state) {
+            if let Some((what, why)) = judge(record, root != Root::Open) {
                 let repaired = false;
                 records.push((
                     zone,
@@ -99,13 +101,13 @@ impl Metadata {
             }
         }
         Ok(Self {
-            header: header_damage(&subject.copies),
+            header,
             state,
             keys: count(&slots, |slot| matches!(slot, Slot::Used(_))).len(),
             damaged_keys: count(&slots, |slot| matches!(slot, Slot::Damaged)),
             records,
             zones,
-            root: root(subject, state),
+            root,
         })
     }
 
@@ -199,11 +201,11 @@ fn header_damage(copies: &[CopyState; 2]) -> Option<Damage<HeaderCopy>> {
     })
 }
 
-/// What is wrong with a record. Copies of a disk that is open differ as a matter of course.
-fn judge(record: &LoadedRecord, state: OpenState) -> Option<(RecordDamage, String)> {
+/// What is wrong with a record. Copies of a disk that was not closed differ as a matter of course.
+fn judge(record: &LoadedRecord, closed: bool) -> Option<(RecordDamage, String)> {
     let copy = |copy, error: RecordError| (RecordDamage::Copy(copy, error), error.to_string());
     match (record.faults, record.newest) {
-        ([None, None], Some(newest)) if state == OpenState::Clean && !newest.mirrored => {
+        ([None, None], Some(newest)) if closed && !newest.mirrored => {
             let why = match record.stale {
                 true => "it is of an earlier generation, whose key it keeps",
                 false => "it is older than the other one",
@@ -217,11 +219,14 @@ fn judge(record: &LoadedRecord, state: OpenState) -> Option<(RecordDamage, Strin
     }
 }
 
-fn root(subject: &Subject, state: OpenState) -> Root {
+/// Whether the records are those of the header. Where one copy of that is lost, it may have said
+/// that the disk was opened again: then that they are not tells nothing.
+fn root(subject: &Subject, state: OpenState, header_damaged: bool) -> Root {
     let found = image::records_root(&subject.record_key, &subject.records);
     match state {
         OpenState::Open => Root::Open,
         OpenState::Clean if subject.header.records_root == found => Root::Matches,
+        OpenState::Clean if header_damaged => Root::Open,
         OpenState::Clean => Root::Differs,
     }
 }

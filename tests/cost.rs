@@ -154,6 +154,16 @@ mod tests {
         );
     }
 
+    /// A disk whose flushes are timed.
+    #[derive(Debug)]
+    struct Rig {
+        f: Frontend,
+        daemon: Daemon,
+        start: u64,
+        times: Vec<Duration>,
+        _image: (TempDir, Image),
+    }
+
     #[test]
     #[ignore = "measures for a minute; prints what a flush costs"]
     fn flush_cost() {
@@ -163,7 +173,13 @@ mod tests {
                 let (dir, image) = image_on_disk(cipher, "256M");
                 let daemon = Daemon::serve(&image, &[]);
                 let f = Frontend::open(daemon.socket());
-                (f, daemon, image, dir, Vec::new())
+                Rig {
+                    start: written_by(&daemon),
+                    f,
+                    daemon,
+                    times: Vec::new(),
+                    _image: (dir, image),
+                }
             })
             .collect();
         let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -173,12 +189,12 @@ mod tests {
         let data = vec![7; 16 << 10];
         // In turns, for what else the machine does is the same for all then.
         for round in 0..FLUSHES as u64 {
-            for (f, _, _, _, times) in &mut rigs {
-                let (done, _) = f.queue().append(ZONE, &data, APPEND_TAIL_LINUX);
+            for rig in &mut rigs {
+                let (done, _) = rig.f.queue().append(ZONE, &data, APPEND_TAIL_LINUX);
                 assert_eq!(done, status::OK);
                 let start = Instant::now();
-                assert_eq!(f.queue().flush(), status::OK);
-                times.push(start.elapsed());
+                assert_eq!(rig.f.queue().flush(), status::OK);
+                rig.times.push(start.elapsed());
             }
             plain.write_all_at(&data, round * 16384).unwrap();
             let start = Instant::now();
@@ -187,7 +203,9 @@ mod tests {
         }
         println!("flush after an append of 16 KiB, {FLUSHES} of each");
         for (cipher, rig) in CIPHERS.iter().zip(rigs) {
-            spread(cipher, rig.4);
+            let per_flush = (written_by(&rig.daemon) - rig.start) / FLUSHES as u64;
+            println!("{cipher}: {per_flush} bytes to the medium each time");
+            spread(cipher, rig.times);
         }
         spread("fdatasync of a plain file", alone);
     }
@@ -224,6 +242,25 @@ mod tests {
         (time, written.sum::<u64>() * 512, daemon)
     }
 
+    /// Seconds of processor time that a process used so far: fields 14 and 15 of /proc/PID/stat, in hundredths.
+    fn cpu_seconds(daemon: &Daemon) -> f64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
+        let (_, fields) = text.rsplit_once(')').unwrap();
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        ticks.map(|t| t.parse::<f64>().unwrap() / 100.0).sum()
+    }
+
+    /// Reads the file past the page cache: what the disk gives at this moment.
+    fn time_reading(image: &Image, bytes: u64) -> Duration {
+        let start = Instant::now();
+        let mut command = Command::new("dd");
+        command.arg(format!("if={}", image.path().display()));
+        command.arg(format!("count={}", bytes / MIB));
+        command.args(["of=/dev/null", "bs=1M", "iflag=direct", "status=none"]);
+        assert!(command.status().unwrap().success(), "dd");
+        start.elapsed()
+    }
+
     /// Writes the file's pages back and drops them from the cache.
     fn make_cold(image: &Image) {
         let mut command = Command::new("dd");
@@ -248,12 +285,16 @@ mod tests {
             let written_in = start.elapsed();
             daemon.kill9();
             make_cold(&image);
+            let read_in = time_reading(&image, UNFLUSHED);
             let cut = ["--queues", "4", "--after-power-cut"];
             let (opened_in, found, daemon) = time_opening(&image, &cut);
             println!(
-                "{cipher}: a GiB written in {:.2} s, opened after a cut in {:.3} s, {} MiB found",
+                "{cipher}: a GiB written in {:.2} s, read by dd in {:.2} s, opened after a cut in {:.3} s ({:.2} s of \
+                 processor time), {} MiB found",
                 written_in.as_secs_f64(),
+                read_in.as_secs_f64(),
                 opened_in.as_secs_f64(),
+                cpu_seconds(&daemon),
                 found / MIB
             );
             let expected = if cipher == "aes-256-xts" {

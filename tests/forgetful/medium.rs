@@ -232,7 +232,7 @@ impl Medium {
                 Change::Hole(_) => {}
                 Change::Write(_) if pending.direct => self.settled += len as u64,
                 Change::Write(_) => {
-                    pages.extend(pending.offset / PAGE..=(pending.offset + len - 1) / PAGE)
+                    pages.extend(pending.offset / PAGE..=(pending.offset + len - 1) / PAGE);
                 }
             }
         }

@@ -143,7 +143,8 @@ mod tests {
     }
 
     /// Prints how the times are spread.
-    fn spread(what: &str, mut times: Vec<Duration>) {
+    fn spread(what: &str, times: &[Duration]) {
+        let mut times = times.to_vec();
         times.sort();
         let at = |share: usize| times[(times.len() - 1) * share / 100].as_secs_f64() * 1e6;
         println!(
@@ -157,6 +158,7 @@ mod tests {
     /// A disk whose flushes are timed.
     #[derive(Debug)]
     struct Rig {
+        cipher: &'static str,
         f: Frontend,
         daemon: Daemon,
         start: u64,
@@ -174,6 +176,7 @@ mod tests {
                 let daemon = Daemon::serve(&image, &[]);
                 let f = Frontend::open(daemon.socket());
                 Rig {
+                    cipher,
                     start: written_by(&daemon),
                     f,
                     daemon,
@@ -187,7 +190,7 @@ mod tests {
         plain.set_len(64 << 20).unwrap();
         let mut alone = Vec::new();
         let data = vec![7; 16 << 10];
-        // In turns, for what else the machine does is the same for all then.
+        // In turns, for what else the machine does is the same for all then, and no one is always first.
         for round in 0..FLUSHES as u64 {
             for rig in &mut rigs {
                 let (done, _) = rig.f.queue().append(ZONE, &data, APPEND_TAIL_LINUX);
@@ -196,18 +199,26 @@ mod tests {
                 assert_eq!(rig.f.queue().flush(), status::OK);
                 rig.times.push(start.elapsed());
             }
+            rigs.rotate_left(1);
             plain.write_all_at(&data, round * 16384).unwrap();
             let start = Instant::now();
             plain.sync_data().unwrap();
             alone.push(start.elapsed());
         }
         println!("flush after an append of 16 KiB, {FLUSHES} of each");
-        for (cipher, rig) in CIPHERS.iter().zip(rigs) {
-            let per_flush = (written_by(&rig.daemon) - rig.start) / FLUSHES as u64;
+        for Rig {
+            cipher,
+            times,
+            daemon,
+            start,
+            ..
+        } in &rigs
+        {
+            let per_flush = (written_by(daemon) - start) / FLUSHES as u64;
             println!("{cipher}: {per_flush} bytes to the medium each time");
-            spread(cipher, rig.times);
+            spread(cipher, times);
         }
-        spread("fdatasync of a plain file", alone);
+        spread("fdatasync of a plain file", &alone);
     }
 
     /// Writes a GiB that nobody flushes into 16 zones at once.

@@ -16,7 +16,7 @@ use crate::format::{
 use crate::geometry::{Geometry, ZoneIndex};
 use crate::keyslot::{DEFAULT_SLOTS, Keyslots};
 use crate::secret::Credential;
-use crate::store::{Access, FileMedium};
+use crate::store::{Access, Cache, FileMedium};
 
 use self::blocks::BlockFindings;
 use self::metadata::{CopyState, Metadata};
@@ -100,7 +100,10 @@ impl Subject {
         };
         let medium = FileMedium::open(&args.image, access)?;
         let credential = args.key.read()?;
-        let subject = Self::unlock(medium, &credential).map_err(CliError::image(&args.image))?;
+        let mut subject =
+            Self::unlock(medium, &credential).map_err(CliError::image(&args.image))?;
+        let block = subject.geometry().block_size().bytes();
+        subject.medium.enable_data(Cache::Direct, block)?;
         let forbidden = subject.header.read_only_features();
         if args.repair && forbidden != 0 {
             let error = ImageError::ReadOnlyFeatures(forbidden);

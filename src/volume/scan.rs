@@ -2,8 +2,11 @@
 //! which of its blocks are bad ([`Scanner::verify`], for `check`), many zones at once
 //! ([`Scanner::in_parallel`]).
 //!
-//! Everything goes through the page cache ([`Medium::read_at`]) in chunks of at most [`CHUNK`]
-//! bytes: the tag slots of a chunk in one read, its data in another. Nothing is written.
+//! Data is read in chunks of at most [`CHUNK`] bytes, their tag slots in one read each, through the
+//! page cache as all metadata. Recovery reads data that way too: it is what a daemon that was killed
+//! meanwhile may have left there. `verify` reads data as a guest's reads do, past the page cache
+//! where the medium can, some chunks ahead: what counts is the medium, and a disk that is read as a
+//! whole should not push everything else out of the host's memory. Nothing is written.
 //!
 //! *Media errors.* A read that fails as reads of a bad sector do (`is_media_error`) is repeated
 //! block by block, and the blocks that fail alone are unreadable: for `extend` as good as not
@@ -21,12 +24,16 @@ use crate::format::Layout;
 use crate::geometry::{BlockRange, Blocks, Geometry, ZoneIndex};
 use crate::integrity::{OpenError, SLOT_LEN, Slot, Stamp};
 use crate::keyslot::{KeyCache, KeyId, KeyRef, Keyslots, MIN_SLOTS};
-use crate::store::{IoBuf, Medium};
+use crate::store::{Completion, IoBuf, Medium, Op, Store};
 use crate::zone::{Epoch, Skipped, ZoneRecord};
 
 /// Most bytes of data that are read as one: calls get no cheaper beyond, and with its slots it
 /// stays in the L2 cache between reading and verifying.
 const CHUNK: u64 = 256 << 10;
+/// Chunks that are being read while one is verified: enough to keep a disk busy.
+const AHEAD: usize = 3;
+/// How often the end of a read is looked for.
+const READ_POLL: Duration = Duration::from_millis(100);
 /// Most threads of a scan: each holds a keyslot while it verifies, and there are at least as many.
 pub const MAX_THREADS: usize = MIN_SLOTS;
 /// How often the caller of a scan hears how far it got: a bar moves smoothly at that.
@@ -160,51 +167,60 @@ impl<'a, M: Medium> Scanner<'a, M> {
             false => None,
         };
         let mut runs = Runs { open: None, bad };
+        let mut reader = Reader::new(self.medium)?;
+        let mut slots = Vec::new();
+        let mut begun = range.start;
         let mut at = range.start;
-        let mut chunk = Chunk {
-            zone,
-            blocks: BlockRange {
-                start: at,
-                count: Blocks(0),
-            },
-            data: IoBuf::new(usize_of(self.chunk_at(at, range.end()).count.0) * self.block_len()),
-            slots: Vec::new(),
-        };
         while at < range.end() {
+            while begun < range.end() && reader.has_room() {
+                let blocks = self.chunk_at(begun, range.end());
+                reader.begin(self.data_at(zone, begun), self.bytes_of(blocks));
+                begun = blocks.end();
+            }
             let blocks = self.chunk_at(at, range.end());
-            chunk.blocks = blocks;
-            self.verify_chunk(&mut chunk, key.as_ref(), &mut runs)?;
+            let (result, data) = reader.end(self.data_at(zone, at));
+            let mut chunk = Chunk {
+                zone,
+                blocks,
+                data,
+                slots,
+            };
+            match unless_media_error(result)? {
+                true => self.verify_chunk(&mut chunk, key.as_ref(), &mut reader, &mut runs)?,
+                false => self.verify_blocks(&mut chunk, key.as_ref(), &mut reader, &mut runs)?,
+            }
             at = blocks.end();
             self.count(blocks.count);
+            slots = chunk.slots;
+            reader.give(chunk.data);
         }
         runs.end();
         Ok(())
     }
 
+    /// Verifies a chunk whose data was read.
     fn verify_chunk(
         &self,
         chunk: &mut Chunk,
         key: Option<&KeyRef>,
+        reader: &mut Reader<M::Store>,
         runs: &mut Runs<impl FnMut(BadRun)>,
     ) -> io::Result<()> {
-        let blocks = chunk.blocks;
-        let whole = self.read_data(chunk)?;
         let Some(key) = key else {
-            return match whole {
-                true => Ok(()),
-                false => self.each_block(chunk, None, runs),
-            };
+            return Ok(());
         };
-        if !whole || !self.read_slots(chunk)? {
-            return self.each_block(chunk, Some(key), runs);
+        if !self.read_slots(chunk)? {
+            return self.verify_blocks(chunk, Some(key), reader, runs);
         }
+        let start = chunk.blocks.start;
         let slots = chunk.slots.as_flattened();
-        match key.open(self.block_len(), blocks.start, &mut chunk.data, slots) {
+        match key.open(self.block_len(), start, &mut chunk.data, slots) {
             Ok(()) => Ok(()),
             Err(OpenError::Bad(found)) => {
                 for &block in found.numbers() {
-                    let slot = usize_of(block.0 - blocks.start.0);
-                    runs.add(block, tag_fault(&chunk.slots[slot]));
+                    if let Some(slot) = chunk.slots.get(usize_of(block.0 - start.0)) {
+                        runs.add(block, tag_fault(slot));
+                    }
                 }
                 Ok(())
             }
@@ -213,10 +229,11 @@ impl<'a, M: Medium> Scanner<'a, M> {
     }
 
     /// Reads and verifies the blocks of a chunk one by one.
-    fn each_block(
+    fn verify_blocks(
         &self,
         chunk: &mut Chunk,
         key: Option<&KeyRef>,
+        reader: &mut Reader<M::Store>,
         runs: &mut Runs<impl FnMut(BadRun)>,
     ) -> io::Result<()> {
         let BlockRange { start, .. } = chunk.blocks;
@@ -226,24 +243,26 @@ impl<'a, M: Medium> Scanner<'a, M> {
                 start: block,
                 count: Blocks(1),
             };
-            if let Some(fault) = self.fault_of(chunk, key)? {
+            let offset = self.data_at(chunk.zone, block);
+            reader.begin(offset, self.block_len());
+            let (result, data) = reader.end(offset);
+            reader.give(std::mem::replace(&mut chunk.data, data));
+            let readable =
+                unless_media_error(result)? && (key.is_none() || self.read_slots(chunk)?);
+            let fault = match (readable, key) {
+                (false, _) => Some(Fault::Unreadable),
+                (true, None) => None,
+                (true, Some(key)) => self.fault_of(chunk, key)?,
+            };
+            if let Some(fault) = fault {
                 runs.add(block, fault);
             }
         }
         Ok(())
     }
 
-    /// What is wrong with the one block of `chunk`.
-    fn fault_of(&self, chunk: &mut Chunk, key: Option<&KeyRef>) -> io::Result<Option<Fault>> {
-        if !self.read_data(chunk)? {
-            return Ok(Some(Fault::Unreadable));
-        }
-        let Some(key) = key else {
-            return Ok(None);
-        };
-        if !self.read_slots(chunk)? {
-            return Ok(Some(Fault::Unreadable));
-        }
+    /// What is wrong with the one block of `chunk`, which was read.
+    fn fault_of(&self, chunk: &mut Chunk, key: &KeyRef) -> io::Result<Option<Fault>> {
         let BlockRange { start, .. } = chunk.blocks;
         let slots = chunk.slots.as_flattened();
         match key.open(self.block_len(), start, &mut chunk.data, slots) {
@@ -251,13 +270,6 @@ impl<'a, M: Medium> Scanner<'a, M> {
             Err(OpenError::Bad(_)) => Ok(chunk.slots.first().map(tag_fault)),
             Err(other) => Err(io::Error::other(other)),
         }
-    }
-
-    /// Reads the data of a chunk; `false` for a media error in it.
-    fn read_data(&self, chunk: &mut Chunk) -> io::Result<bool> {
-        let BlockRange { start, count } = chunk.blocks;
-        chunk.data.set_len(usize_of(count.0) * self.block_len());
-        self.read(self.data_at(chunk.zone, start), &mut chunk.data)
     }
 
     /// Reads the slots of a chunk; `false` for a media error in them.
@@ -321,11 +333,7 @@ impl<'a, M: Medium> Scanner<'a, M> {
 
     /// Reads all of `buf`; `false` for a media error.
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<bool> {
-        match self.medium.read_at(offset, buf) {
-            Ok(()) => Ok(true),
-            Err(e) if is_media_error(&e) => Ok(false),
-            Err(e) => Err(e),
-        }
+        unless_media_error(self.medium.read_at(offset, buf))
     }
 
     /// Works on `jobs` in as many threads as there are processors, at most [`MAX_THREADS`], and
@@ -421,6 +429,10 @@ impl<'a, M: Medium> Scanner<'a, M> {
         self.layout.tag_offset(zone) + block.0 * SLOT_LEN as u64
     }
 
+    fn bytes_of(&self, blocks: BlockRange) -> usize {
+        usize_of(self.geometry.block_bytes(blocks.count))
+    }
+
     fn block_len(&self) -> usize {
         usize_of(self.geometry.block_size().bytes())
     }
@@ -428,6 +440,68 @@ impl<'a, M: Medium> Scanner<'a, M> {
     fn count(&self, blocks: Blocks) {
         let bytes = self.geometry.block_bytes(blocks);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Reads of data, several at once, named by their offsets.
+struct Reader<S> {
+    store: S,
+    /// What is over and was not asked for yet.
+    over: Vec<Completion>,
+    spare: Vec<IoBuf>,
+    under_way: usize,
+}
+
+impl<S: Store> Reader<S> {
+    fn new(medium: &impl Medium<Store = S>) -> io::Result<Self> {
+        // One more than are read ahead, for the blocks of the chunk at hand.
+        let depth = u32::try_from(AHEAD + 1).unwrap_or(u32::MAX);
+        Ok(Self {
+            store: medium.open_store(depth)?,
+            over: Vec::new(),
+            spare: Vec::new(),
+            under_way: 0,
+        })
+    }
+
+    fn has_room(&self) -> bool {
+        self.under_way < AHEAD
+    }
+
+    /// Begins to read `len` bytes, at most a chunk.
+    fn begin(&mut self, offset: u64, len: usize) {
+        let mut buf = self.buffer();
+        buf.set_len(len);
+        self.store.submit(Op::Read { offset, buf }, offset);
+        self.store.kick();
+        self.under_way += 1;
+    }
+
+    /// Waits for the read at `offset`, which was begun.
+    fn end(&mut self, offset: u64) -> (io::Result<()>, IoBuf) {
+        loop {
+            let found = self.over.iter().position(|read| read.token == offset);
+            if let Some(position) = found {
+                let Completion { result, buf, .. } = self.over.swap_remove(position);
+                self.under_way -= 1;
+                return (result, buf.unwrap_or_else(|| self.buffer()));
+            }
+            let known = self.over.len();
+            self.store.reap(&mut self.over);
+            if self.over.len() == known {
+                self.store.wait(READ_POLL);
+            }
+        }
+    }
+
+    fn give(&mut self, buf: IoBuf) {
+        self.spare.push(buf);
+    }
+
+    fn buffer(&mut self) -> IoBuf {
+        self.spare
+            .pop()
+            .unwrap_or_else(|| IoBuf::new(usize_of(CHUNK)))
     }
 }
 
@@ -472,6 +546,15 @@ fn is_stamped(slot: &[u8; SLOT_LEN], epoch: Epoch, block: u64, skipped: Skipped)
     let counter = skipped.counter(Blocks(block));
     // A slot that was never written would pass for the first one of epoch 0.
     !slot.is_blank() && counter.is_some_and(|counter| slot.stamp() == Stamp { epoch, counter })
+}
+
+/// Whether a read succeeded, or failed with a media error; any other error is one.
+fn unless_media_error(result: io::Result<()>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(e) if is_media_error(&e) => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 /// Whether a read failed as one of a bad sector does: EIO, and what Linux makes of a medium error

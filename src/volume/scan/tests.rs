@@ -84,11 +84,11 @@ impl Bench {
     }
 
     fn break_reads(&self, offset: u64, len: u64, errno: i32) {
-        self.medium.control().fail_range(
-            Kind::MetadataRead,
-            offset..offset + len,
-            Trap::Fail(errno),
-        );
+        for kind in [Kind::Read, Kind::MetadataRead] {
+            let range = offset..offset + len;
+            let control = self.medium.control();
+            control.fail_range(kind, range, Trap::Fail(errno));
+        }
     }
 
     fn extend(&self, epoch: Epoch, skipped: u32, from: u64, end: u64) -> u64 {

@@ -121,6 +121,7 @@ mod tests {
         // A process of before has no power any more.
         assert!(file.write_all_at(&[3; 512], 0).is_err());
         assert!(file.sync_data().is_err());
+        assert_eq!(mount.traffic().stale, 2);
         let file = open(&mount);
         file.read_exact_at(&mut seen, 0).unwrap();
         assert_eq!(blocks(&seen), [0, 1, 1], "and the medium what was synced");

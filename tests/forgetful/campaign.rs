@@ -1,13 +1,17 @@
 //! Rounds of load, a sudden end, and a look at what is left.
 
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::common::daemon::{Daemon, Image};
+use serde_json::Value;
+
+use crate::common::daemon::{BINARY, Daemon, Image};
 use crate::common::frontend::{Frontend, Options};
 use crate::common::queue::Queue;
 use crate::common::request::{kind, status};
 use crate::common::rng::Rng;
+use crate::common::wire::PATIENCE;
 
 use super::known::{Clock, InPlace, Left, Zone, stamped};
 use super::load::{Mood, Worker};
@@ -41,6 +45,10 @@ const OPEN: &str = "6";
 const LONGEST_LOAD: u64 = 30_000;
 /// An orderly end, or an opening, is left this long at most before the kill, in microseconds.
 const LONGEST_GRACE: u64 = 20_000;
+/// Exit status of `check` where something is damaged.
+const CHECK_FOUND_DAMAGE: i32 = 6;
+/// One in so many looks at the disk ends with a reset of all of it.
+const RESET_ALL_SHARE: u64 = 20;
 /// The option that says what a boot id would say.
 const AFTER_CUT: &str = "--after-power-cut";
 
@@ -119,6 +127,8 @@ struct Tally {
     cuts: u64,
     interrupted: u64,
     orderly: u64,
+    /// Runs of `zonevault check`.
+    checks: u64,
     loss: Loss,
     /// Blocks acknowledged and not flushed that were there after a cut, and that were not.
     unflushed: [u64; 2],
@@ -196,6 +206,9 @@ impl Campaign {
                     Left::Whole
                 }
                 End::Cut(keep) => {
+                    if self.rng.one_in(4) {
+                        self.check_from_outside(false);
+                    }
                     self.start_after_cut();
                     self.left_by(keep)
                 }
@@ -216,12 +229,13 @@ impl Campaign {
             cuts,
             interrupted,
             orderly,
+            checks,
             loss,
             unflushed: [found, gone],
         } = self.tally;
         println!(
             "{}, {}-byte blocks, {}{}: {rounds} rounds: {kills} kills, {cuts} cuts, {interrupted} openings \
-             interrupted, {orderly} orderly ends; {acknowledged} requests acknowledged, {flushes} of them flushes; \
+             interrupted, {orderly} orderly ends, {checks} checks; {acknowledged} requests acknowledged, {flushes} of them flushes; \
              unsynced sectors {} kept and {} lost, {} writes torn; of unflushed blocks {found} found and {gone} gone",
             self.plan.cipher,
             self.plan.block,
@@ -364,10 +378,33 @@ impl Campaign {
         self.daemon.take().expect("running").stop();
         let loss = self.mount.cut(Keep::Nothing, &mut self.rng);
         assert_eq!(loss, Loss::default(), "unsynced after an orderly end");
+        self.check_from_outside(true);
         self.boot.again(&mut self.rng);
         self.start(&[]);
         self.tally.orderly += 1;
         self.check(Left::Whole);
+    }
+
+    /// `zonevault check`. A cut may tear a copy of header or record, of which there are two; a block below what is
+    /// durable must be sound at any time, and everything after an orderly end.
+    fn check_from_outside(&mut self, closed: bool) {
+        let mut command = Command::new("timeout");
+        command.arg(PATIENCE.as_secs().to_string());
+        command.arg(BINARY).arg("check").arg("--json");
+        command.arg(self.image.path());
+        command.arg("--key-file").arg(self.image.key());
+        let out = command.output().expect("running the binary");
+        let text = String::from_utf8_lossy(&out.stdout);
+        let sound = match out.status.code() {
+            Some(0) => true,
+            Some(CHECK_FOUND_DAMAGE) => !closed,
+            _ => false,
+        };
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert!(sound, "check: {}\n{text}{err}", out.status);
+        let found: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(found["bad_blocks"], 0, "{text}");
+        self.tally.checks += 1;
     }
 
     /// Everything known, compared with the disk.
@@ -418,7 +455,13 @@ impl Campaign {
                 known.check(left, &q.read_ok(sector, block), "conventional block");
             }
         }
-        if refused || self.shared.finished.is_some() {
+        if self.rng.one_in(RESET_ALL_SHARE) {
+            assert_eq!(q.simple(kind::ZONE_RESET_ALL, 0), status::OK);
+            self.shared = Zone::default();
+            for (_, known) in self.workers.iter_mut().flat_map(|w| &mut w.zones) {
+                *known = Zone::default();
+            }
+        } else if refused || self.shared.finished.is_some() {
             assert_eq!(q.simple(kind::ZONE_RESET, start), status::OK);
             self.shared = Zone::default();
         }

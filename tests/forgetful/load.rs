@@ -10,12 +10,14 @@ use crate::common::request::{
 };
 use crate::common::rng::Rng;
 
-use super::known::{Clock, InPlace, Piece, Written, Zone, stamped};
+use super::known::{Clock, InPlace, Piece, Written, Zone, decode, stamped};
 
 /// Requests that a queue keeps in flight.
 const DEPTH: usize = 24;
 /// Longest write in blocks.
 const LONGEST: u64 = 6;
+/// One in so many requests reads what was acknowledged.
+const READ_SHARE: u64 = 8;
 /// One in so many requests goes to a conventional zone, if there is one.
 const IN_PLACE_SHARE: u64 = 5;
 
@@ -44,10 +46,26 @@ impl Mood {
 /// What a queue has in flight, by ticket.
 #[derive(Clone, Copy, Debug)]
 enum Op {
-    Piece { zone: usize, piece: Piece },
-    Manage { zone: usize, kind: u32 },
-    InPlace { block: usize },
-    Flush { time: u64 },
+    Piece {
+        zone: usize,
+        piece: Piece,
+    },
+    Manage {
+        zone: usize,
+        kind: u32,
+    },
+    InPlace {
+        block: usize,
+    },
+    Flush {
+        time: u64,
+    },
+    Read {
+        zone: usize,
+        at: u64,
+        life: u64,
+        content: (u64, u64),
+    },
 }
 
 /// One queue's share of the disk and of the knowledge about it.
@@ -75,6 +93,8 @@ pub struct Worker {
     pub acknowledged: u64,
     /// Flushes among them.
     pub flushes: u64,
+    /// Resets submitted so far: what was read before one says nothing after it.
+    resets: u64,
     flights: HashMap<u64, Op>,
 }
 
@@ -96,6 +116,7 @@ impl Worker {
             stamps: 0,
             acknowledged: 0,
             flushes: 0,
+            resets: 0,
             flights: HashMap::new(),
         }
     }
@@ -139,6 +160,9 @@ impl Worker {
         }
         if !self.in_place.is_empty() && self.rng.one_in(IN_PLACE_SHARE) {
             return self.write_in_place(queue);
+        }
+        if self.rng.one_in(READ_SHARE) {
+            return self.read(queue);
         }
         let zones = self.zones.len() as u64;
         let zone = usize::try_from(self.rng.below(zones)).expect("index");
@@ -184,10 +208,35 @@ impl Worker {
         }
     }
 
+    fn read(&mut self, queue: &mut Queue) -> bool {
+        let zones = self.zones.len() as u64;
+        let zone = usize::try_from(self.rng.below(zones)).expect("index");
+        let (start, known) = &self.zones[zone];
+        let end = known.blocks.last_key_value().map_or(0, |(at, _)| at + 1);
+        let at = self.rng.below(end);
+        let Some(written) = known.blocks.get(&at) else {
+            return true;
+        };
+        let content = written.content;
+        if known.manage.is_some() {
+            return true;
+        }
+        let sector = start + at * self.block as u64 / 512;
+        let life = self.resets;
+        let op = Op::Read {
+            zone,
+            at,
+            life,
+            content,
+        };
+        self.send(queue, &Request::read(sector, self.block), op)
+    }
+
     fn manage(&mut self, queue: &mut Queue, zone: usize, kind: u32) -> bool {
         let request = Request::new(kind, self.zones[zone].0);
         let sent = self.send(queue, &request, Op::Manage { zone, kind });
         if sent {
+            self.resets += u64::from(kind == kind::ZONE_RESET);
             self.zones[zone].1.manage = Some(kind);
         }
         sent
@@ -244,7 +293,8 @@ impl Worker {
         let op = self.flights.remove(&done.ticket).expect("in flight");
         let status = done.status();
         let shared_is_full = matches!(op, Op::Piece { zone: 0, .. });
-        if !(shared_is_full && status == status::INVALID_CMD) {
+        let reset_meanwhile = matches!(op, Op::Read { life, .. } if life != self.resets);
+        if !(shared_is_full && status == status::INVALID_CMD || reset_meanwhile) {
             assert_eq!(status, status::OK, "{op:?}");
         }
         match op {
@@ -264,6 +314,17 @@ impl Worker {
             Op::InPlace { block } => {
                 let time = self.time(clock);
                 self.in_place[block].acknowledge(time);
+            }
+            Op::Read {
+                zone,
+                at,
+                life,
+                content,
+            } => {
+                if zone == 0 || life == self.resets {
+                    let found = decode(done.data(), "a block read under load");
+                    assert_eq!(found, Some(content), "block {at} of zone {zone}");
+                }
             }
             Op::Flush { time } => {
                 clock.flushed(time);

@@ -245,11 +245,6 @@ impl Medium {
         self.settled
     }
 
-    /// Whether anything is unsynced.
-    pub fn is_dirty(&self) -> bool {
-        !self.pending.is_empty()
-    }
-
     /// The power fails: of the unsynced sectors `keep` says which are there when it is back.
     pub fn cut(&mut self, keep: Keep, rng: &mut Rng) -> Loss {
         let pending = std::mem::take(&mut self.pending);

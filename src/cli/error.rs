@@ -152,7 +152,7 @@ impl CliError {
             Self::Volume { source, .. } => match source {
                 VolumeError::Image(error) => image_exit(error),
                 VolumeError::Secret(error) => secret_exit(error),
-                VolumeError::Io(_) => Exit::Failure,
+                VolumeError::Io(_) | VolumeError::SyncFailed => Exit::Failure,
                 VolumeError::ForeignRecords => Exit::BadImage,
             },
             Self::Serve(error) => match error {
@@ -226,7 +226,7 @@ fn volume_advice(error: &VolumeError) -> &'static str {
             ": see `zonevault check`; --accept-records serves it as it is"
         }
         VolumeError::Image(error) => advice(error),
-        VolumeError::Secret(_) | VolumeError::Io(_) => "",
+        VolumeError::Secret(_) | VolumeError::Io(_) | VolumeError::SyncFailed => "",
     }
 }
 

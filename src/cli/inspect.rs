@@ -203,6 +203,7 @@ const fn state_text(state: OpenState) -> &'static str {
     match state {
         OpenState::Clean => "clean",
         OpenState::Open => "open (being served, or its daemon or host died)",
+        OpenState::InDoubt => "open, and a sync of its medium failed",
     }
 }
 

@@ -62,6 +62,7 @@ const MODEL_HOST_MANAGED: u32 = 1;
 const MODEL_PLAIN: u32 = 2;
 const STATE_CLEAN: u32 = 1;
 const STATE_OPEN: u32 = 2;
+const STATE_IN_DOUBT: u32 = 3;
 
 /// Whether the disk was closed in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,6 +71,9 @@ pub enum OpenState {
     Clean,
     /// Being served, or its daemon or host died.
     Open,
+    /// The same, and a sync failed since it was opened: the host's page cache may hold what the
+    /// medium does not, and nobody will write it there.
+    InDoubt,
 }
 
 impl OpenState {
@@ -78,6 +82,7 @@ impl OpenState {
         match self {
             Self::Clean => "clean",
             Self::Open => "open",
+            Self::InDoubt => "in-doubt",
         }
     }
 }
@@ -118,7 +123,7 @@ pub struct RecordsRoot(pub [u8; 32]);
 /// | 120 | 4 | conventional zones |
 /// | 124 | 4 | max open zones, 0 for no limit |
 /// | 128 | 4 | max active zones, 0 for no limit |
-/// | 132 | 4 | state: 1 clean, 2 open |
+/// | 132 | 4 | state: 1 clean, 2 open, 3 open and a sync has failed |
 /// | 136 | 8 | max append, bytes |
 /// | 144 | 8 | epoch of the last opening; not 0 once there was one |
 /// | 152 | 16 | boot id of the last opening |
@@ -270,6 +275,7 @@ impl Header {
             match self.state {
                 OpenState::Clean => STATE_CLEAN,
                 OpenState::Open => STATE_OPEN,
+                OpenState::InDoubt => STATE_IN_DOUBT,
             },
         );
         EPOCH.put_u64(&mut bytes, self.epoch.0);
@@ -422,6 +428,7 @@ impl RawHeader {
         let state = match STATE.u32(bytes) {
             STATE_CLEAN => OpenState::Clean,
             STATE_OPEN => OpenState::Open,
+            STATE_IN_DOUBT => OpenState::InDoubt,
             other => return Err(HeaderError::State(other)),
         };
         Ok(Header {

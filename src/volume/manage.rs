@@ -31,8 +31,9 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     /// Finishing seals what was written, so it is durable when it completes.
     pub(super) fn finish_zone(&mut self, id: u32, zone: ZoneIndex, ticket: Ticket) {
         match self.volume.table.finish(zone, ticket) {
-            Ok(Admission::Granted(finished)) if finished.changed => {
-                for changed in finished.closed.into_iter().chain([zone]) {
+            Ok(Admission::Granted(finished)) if finished.pending => {
+                let changed = finished.changed.then_some(zone);
+                for changed in finished.closed.into_iter().chain(changed) {
                     if !self.publish_now(changed) {
                         return self.finish(id, Status::IoError);
                     }

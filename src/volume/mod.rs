@@ -48,8 +48,9 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::scan::Scanner;
+use self::session::Left;
 use crate::format::{
-    BootId, Header, HeaderKey, ImageError, Layout, RecordKey, Unlocked,
+    BootId, Header, HeaderKey, ImageError, Layout, OpenState, RecordKey, Unlocked,
     image::{load_records, records_root, write_record},
 };
 use crate::geometry::{Geometry, ZoneIndex};
@@ -78,6 +79,12 @@ pub enum VolumeError {
     /// Reading or writing metadata.
     #[error("cannot access the image's metadata: {0}")]
     Io(#[from] io::Error),
+    /// Too late to close in order.
+    #[error(
+        "a sync of the image failed, so it is not closed in order: what no flush covered may be lost, \
+         and when it is served next it goes back to the last flush"
+    )]
+    SyncFailed,
     /// Records of a clean disk that do not belong to its header.
     #[error(
         "the zone records are not those with which the disk was closed: some were put back from an \
@@ -192,7 +199,7 @@ impl<M: Medium> Volume<M> {
         } = unlocked;
         let geometry = *header.geometry();
         let boot_id = session::boot_id();
-        let opening = session::how_it_was_left(&header, boot_id, &options);
+        let left = Left::of(&header, boot_id, &options);
         let mut loaded = load_records(&medium, &layout, &geometry, &record_key)?;
         let lost = loaded.iter().filter(|record| record.newest.is_none());
         match lost.count() {
@@ -208,7 +215,7 @@ impl<M: Medium> Volume<M> {
             options.keyslots,
         );
         let tagged = header.cipher().is_tagged();
-        if tagged && opening == Opening::PowerCut {
+        if tagged && left.opening == Opening::PowerCut && !left.in_doubt {
             // With one copy of the header lost it may be the one that named the last epoch, also if
             // `check --repair` has replaced it since: that names no boot.
             let lost = damaged_header.is_some() || header.boot_id == BootId::default();
@@ -224,7 +231,7 @@ impl<M: Medium> Volume<M> {
         let epoch = session::random_epoch()?;
         let records = loaded.iter().map(|record| record.newest).collect();
         let volume = Self {
-            table: Table::new(geometry, records, opening, epoch),
+            table: Table::new(geometry, records, left.opening, epoch),
             medium,
             layout,
             keyslots,
@@ -246,7 +253,7 @@ impl<M: Medium> Volume<M> {
             integrity: IntegrityCounters::default(),
         };
         if !options.read_only {
-            volume.begin_session(opening, epoch, boot_id, &stale)?;
+            volume.begin_session(left, epoch, boot_id, &stale)?;
         }
         Ok(volume)
     }
@@ -314,20 +321,17 @@ impl<M: Medium> Volume<M> {
         };
         let guard = lock.lock();
         let mut settled = self.table.settle(zone);
-        let mut ok = true;
-        if let Some(order) = settled.record
-            && !self.write_record(zone, &order)
-        {
-            self.table.fail_zone(zone);
-            ok = false;
+        let ok = match (settled.fence, settled.record) {
+            (true, _) => self.fence(zone, &mut settled),
+            (false, Some(order)) => self.write_record(zone, &order),
+            (false, None) => true,
+        };
+        if !ok {
             for item in &mut settled.released {
                 if let Released::Write(_, result) = item {
                     *result = Err(crate::zone::ZoneError::Failed);
                 }
             }
-        }
-        if settled.fence {
-            ok &= self.fence(zone, ok, &mut settled);
         }
         // Still under the lock, and behind what others released for `own` before: a queue hears of
         // its writes to a zone in write-pointer order, whoever settled them.
@@ -343,40 +347,49 @@ impl<M: Medium> Volume<M> {
         ok
     }
 
-    /// The write pointer of `zone` fell back. The record that says which counters were used must be
-    /// durable before the zone takes another write, or after a power cut a block of the failed write
-    /// could pass for the one written in its place. Rare enough to be waited for here.
-    fn fence(&self, zone: ZoneIndex, recorded: bool, settled: &mut Settled) -> bool {
-        let synced = recorded && self.tagged && self.sync_now();
-        let ok = recorded && (synced || !self.tagged);
-        let durable = settled.record.as_ref().filter(|_| synced);
+    /// The write pointer of `zone` fell back. The counters that were used up must be on record,
+    /// durably, before the zone takes another write, or after a power cut a block of the failed write
+    /// could pass for the one written in its place; and before that what the zone holds, which was
+    /// written before they were skipped and could not be proven behind such a record. Two syncs, rare
+    /// enough to be waited for here.
+    fn fence(&self, zone: ZoneIndex, settled: &mut Settled) -> bool {
+        let synced = self.tagged && !self.read_only && self.sync_now();
+        let record = self.table.fence_record(zone, synced);
+        let recorded = record
+            .as_ref()
+            .is_some_and(|order| self.write_record(zone, order));
+        let fenced = synced && recorded && self.sync_now();
+        let ok = recorded && (fenced || !self.tagged);
+        let durable = record.as_ref().filter(|_| fenced);
         self.table.end_fence(zone, ok, durable);
         let freed = self.table.settle(zone);
-        let mut recorded = true;
-        if let Some(order) = freed.record {
-            recorded = self.write_record(zone, &order);
-            if !recorded {
-                self.table.fail_zone(zone);
-            }
-        }
         settled.released.extend(freed.released);
-        ok && recorded
+        match freed.record {
+            Some(order) => self.write_record(zone, &order) && ok,
+            None => ok,
+        }
     }
 
     /// Syncs out of turn. A failure counts for all who wait for a sync now: the kernel tells of it
     /// once only.
     fn sync_now(&self) -> bool {
-        match self.medium.sync() {
-            Ok(()) => true,
-            Err(e) => {
-                self.note_failed_sync(&e);
-                // Those zones' records are written when somebody next settles them.
-                let _ = self.table.fail_flush();
-                false
-            }
+        let synced = self.sync_or_doubt().is_ok();
+        if !synced {
+            // Those zones' records are written when somebody next settles them.
+            let _ = self.table.fail_flush();
         }
+        synced
     }
 
+    /// Syncs, and if that fails notes that the disk is in doubt.
+    fn sync_or_doubt(&self) -> Result<(), VolumeError> {
+        self.medium.sync().map_err(|e| {
+            self.note_failed_sync(&e);
+            VolumeError::Io(e)
+        })
+    }
+
+    /// Writes a record; `false` if it could not be, and then the zone is read-only.
     fn write_record(&self, zone: ZoneIndex, order: &RecordWrite) -> bool {
         if self.read_only {
             return true;
@@ -390,6 +403,7 @@ impl<M: Medium> Volume<M> {
                          ({more} more like it)"
                     );
                 }
+                self.table.fail_zone(zone);
                 return false;
             }
         }
@@ -456,14 +470,22 @@ impl<M: Medium> Volume<M> {
         }
     }
 
-    /// Notes that a sync failed; says so the first time.
+    /// Notes that a sync failed; the first time it says so and marks the header, since the kernel
+    /// tells of lost writes once and then calls their pages clean: whoever opens the disk during this
+    /// boot of the host must not take what it sees for what is on the medium.
     fn note_failed_sync(&self, error: &io::Error) {
-        if !self.sync_failed.swap(true, Ordering::Relaxed) {
-            error!(
-                "a sync of the image failed: {error}; what was not flushed is in doubt: its zones \
+        if self.sync_failed.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        error!(
+            "a sync of the image failed: {error}; what was not flushed is in doubt: its zones \
                  and all conventional ones are read-only, and no flush succeeds any more. Reads go \
                  on. Find out what ails the medium, then serve the disk anew"
-            );
+        );
+        if !self.read_only
+            && let Err(e) = self.set_header(OpenState::InDoubt, |_| {})
+        {
+            error!("cannot note that in the header: {e}");
         }
     }
 

@@ -23,7 +23,7 @@ use crate::format::{
 };
 use crate::geometry::{Blocks, Geometry, ZoneIndex};
 use crate::store::{Medium, Op, Store};
-use crate::zone::{Epoch, Loaded, Opening, Skipped, provable};
+use crate::zone::{Epoch, Loaded, Opening, Skipped, ZoneState, provable};
 
 use super::scan::Scanner;
 use super::{Options, Volume, VolumeError, fill_random};
@@ -33,15 +33,33 @@ const DEALLOCATION_POLL: Duration = Duration::from_millis(10);
 /// A recovery that takes longer than this says how far it is, and again after as long.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
+/// How often records are written when a disk is closed: once each for a state, what is durable, and
+/// what became so on the way; nothing else changes then.
+const CLOSING_ROUNDS: u32 = 3;
+
 /// How the disk was left, as far as its header and the boot of the host tell.
-pub(super) fn how_it_was_left(header: &Header, boot: BootId, options: &Options) -> Opening {
-    match header.state {
-        OpenState::Clean => Opening::Clean,
-        OpenState::Open if options.after_power_cut || boot == BootId::default() => {
-            Opening::PowerCut
-        }
-        OpenState::Open if header.boot_id == boot => Opening::Killed,
-        OpenState::Open => Opening::PowerCut,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Left {
+    /// What that means for its zones.
+    pub(super) opening: Opening,
+    /// What the page cache shows of the image may not be on the medium, although nothing is there to
+    /// be written: a sync failed, and the host has not been booted since. Tags that verify prove
+    /// nothing then, and no record can be relied on before it is written anew. What records call
+    /// durable is: a sync that did not fail came after it.
+    pub(super) in_doubt: bool,
+}
+
+impl Left {
+    pub(super) fn of(header: &Header, boot: BootId, options: &Options) -> Self {
+        let same_boot =
+            boot != BootId::default() && header.boot_id == boot && !options.after_power_cut;
+        let (opening, in_doubt) = match header.state {
+            OpenState::Clean => (Opening::Clean, false),
+            OpenState::Open if same_boot => (Opening::Killed, false),
+            OpenState::Open => (Opening::PowerCut, false),
+            OpenState::InDoubt => (Opening::PowerCut, same_boot),
+        };
+        Self { opening, in_doubt }
     }
 }
 
@@ -125,11 +143,12 @@ impl<M: Medium> Volume<M> {
     /// every record it relies on is: whoever finds that header can trust what it finds below.
     pub(super) fn begin_session(
         &self,
-        opening: Opening,
+        left: Left,
         epoch: Epoch,
         boot_id: BootId,
         stale: &[ZoneIndex],
     ) -> Result<(), VolumeError> {
+        let Left { opening, in_doubt } = left;
         match opening {
             Opening::Clean => {}
             Opening::Killed => info!("the last daemon of this disk was killed: going on exactly"),
@@ -138,16 +157,38 @@ impl<M: Medium> Volume<M> {
                 self.table.touched().len()
             ),
         }
+        if opening == Opening::Clean {
+            // Its records are durable and exact, and go with the root in its header: that goes first.
+            self.open_header(epoch, boot_id)?;
+        }
         // What a killed daemon wrote may still be in the page cache only.
-        self.medium.sync()?;
+        self.sync_or_doubt()?;
         if opening != Opening::PowerCut {
             self.table.all_durable();
         }
         for &zone in stale {
             self.table.touch(zone);
         }
+        if in_doubt {
+            self.geometry()
+                .all_zones()
+                .for_each(|zone| self.table.touch(zone));
+        }
         self.write_touched_records()?;
-        self.deallocate(stale)?;
+        // A zone that holds something was not being reset, whatever its other record says.
+        let emptied = |zone: &ZoneIndex| {
+            let record = self.table.record(*zone);
+            record.is_some_and(|record| record.state == ZoneState::Empty)
+        };
+        let erased: Vec<ZoneIndex> = stale.iter().copied().filter(emptied).collect();
+        self.deallocate(&erased)?;
+        if opening == Opening::Clean {
+            return Ok(());
+        }
+        self.open_header(epoch, boot_id)
+    }
+
+    fn open_header(&self, epoch: Epoch, boot_id: BootId) -> Result<(), VolumeError> {
         self.set_header(OpenState::Open, |header| {
             header.epoch = epoch;
             header.boot_id = boot_id;
@@ -164,7 +205,7 @@ impl<M: Medium> Volume<M> {
             }
         }
         let mark = self.table.begin_flush();
-        self.medium.sync()?;
+        self.sync_or_doubt()?;
         let _ = self.table.end_flush(mark);
         Ok(())
     }
@@ -178,8 +219,7 @@ impl<M: Medium> Volume<M> {
         for (zone, order) in orders {
             write_record(&self.medium, &self.layout, &self.record_key, zone, &order)?;
         }
-        self.medium.sync()?;
-        Ok(())
+        self.sync_or_doubt()
     }
 
     /// Gives back the space of zones whose reset was cut off.
@@ -205,7 +245,7 @@ impl<M: Medium> Volume<M> {
         Op::Deallocate { offset, len }
     }
 
-    fn set_header(
+    pub(super) fn set_header(
         &self,
         state: OpenState,
         change: impl FnOnce(&mut Header),
@@ -223,17 +263,27 @@ impl<M: Medium> Volume<M> {
     /// have anything in flight.
     ///
     /// # Errors
-    /// Metadata could not be written, or a sync failed: the disk then counts as not closed.
+    /// Metadata could not be written, or a sync failed, now or since the disk was opened: it then
+    /// counts as not closed.
     pub fn close(&self) -> Result<(), VolumeError> {
         if self.read_only {
             return Ok(());
         }
+        if self.has_failed_sync() {
+            return Err(VolumeError::SyncFailed);
+        }
         self.table.close_all();
         // First what was written becomes durable, then the records that call it so.
         let mark = self.table.begin_flush();
-        self.medium.sync()?;
+        self.sync_or_doubt()?;
         let _ = self.table.end_flush(mark);
-        self.write_touched_records()?;
+        // What becomes durable with the records is said by the next ones.
+        for _ in 0..CLOSING_ROUNDS {
+            self.write_touched_records()?;
+            if self.table.touched().is_empty() {
+                break;
+            }
+        }
         self.mirror_records()?;
         let records = load_records(
             &self.medium,

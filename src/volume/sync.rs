@@ -93,16 +93,20 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         let ok = match result {
             Ok(()) => self.end_good_sync(mark, second),
             Err(e) => {
-                self.volume.note_failed_sync(&e);
-                for zone in self.volume.table.fail_flush() {
-                    self.volume.publish(zone, self.queue, &mut self.released);
-                }
+                self.fail_round(&e);
                 Some(false)
             }
         };
         match ok {
             Some(ok) => self.tell_synced(tickets, ok),
             None => self.submit_sync(tickets, true),
+        }
+    }
+
+    fn fail_round(&mut self, error: &io::Error) {
+        self.volume.note_failed_sync(error);
+        for zone in self.volume.table.fail_flush() {
+            self.volume.publish(zone, self.queue, &mut self.released);
         }
     }
 
@@ -121,6 +125,8 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     /// Gives up a round that does not end: it has failed for all.
     pub(super) fn abandon_sync(&mut self) {
         if let Some(active) = self.round.active.take() {
+            // If it fails later nobody hears of it, and the kernel does not say it twice.
+            self.fail_round(&io::ErrorKind::TimedOut.into());
             self.tell_synced(active.tickets, false);
         }
     }

@@ -51,8 +51,9 @@ pub struct ReadView {
 pub struct Settled {
     /// A zone record to write first.
     pub record: Option<RecordWrite>,
-    /// The write pointer fell back: the record must be durable, and [`super::Table::end_fence`] be
-    /// called, before the zone takes writes again.
+    /// The write pointer fell back. What the zone holds must be durable, then the record that
+    /// [`super::Table::fence_record`] gives, and [`super::Table::end_fence`] be called, before the zone
+    /// takes writes again.
     pub fence: bool,
     /// Who is to be told afterwards.
     pub released: Vec<Released>,
@@ -76,8 +77,10 @@ pub(super) struct MarkedZone {
 /// What [`super::Table::finish`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Finished {
-    /// The zone was not full before; its record is to settle and to sync.
+    /// The zone was not full before; its record is to settle.
     pub changed: bool,
+    /// Its record is not durable: to be synced before anyone is told.
+    pub pending: bool,
     /// Zone closed to make room.
     pub closed: Option<ZoneIndex>,
 }

@@ -65,6 +65,11 @@ impl Zone {
         !self.is_held() && self.line.as_ref().is_none_or(|line| line.is_empty())
     }
 
+    /// A flush that succeeds will make more of it durable.
+    pub(super) fn awaits_flush(&self) -> bool {
+        self.durable < self.written && !self.doubtful
+    }
+
     /// Nobody may begin anything.
     pub(super) fn is_held(&self) -> bool {
         self.exclusive || self.fenced

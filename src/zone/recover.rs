@@ -57,12 +57,14 @@ pub(super) fn recover(
 }
 
 /// How far behind the proven blocks of a zone tags may prove more after a power cut: to its end, or,
-/// if it was finished, to where the data ended then. Nowhere if its record or its key is lost.
+/// if it takes no more writes, to where its data ended. Nowhere if its record, and so its key, is
+/// lost.
 pub fn provable(geometry: &Geometry, index: ZoneIndex, loaded: &Loaded) -> Blocks {
     let capacity = geometry.zone_capacity_blocks(index);
     match loaded.record.state {
         ZoneState::NotWritePointer | ZoneState::Offline => loaded.proven,
-        ZoneState::Full => loaded.record.written,
+        // Nothing is written to such a zone any more.
+        ZoneState::Full | ZoneState::ReadOnly => loaded.record.written,
         _ => capacity,
     }
 }

@@ -329,10 +329,25 @@ impl Table {
             state = ZoneState::Empty;
         }
         inner.set_state(index, state);
-        if inner.zone(index).is_some_and(|zone| zone.touched) {
+        if inner
+            .zone(index)
+            .is_some_and(|zone| zone.touched && !zone.fenced)
+        {
             settled.record = inner.next_record(index);
         }
         settled
+    }
+
+    /// The record of a zone that fell back, in which its counters are skipped. `synced`: all that the
+    /// zone holds is durable, and so the record says. It must: behind what it calls durable, tags
+    /// prove only what was written after the counters were skipped.
+    pub fn fence_record(&self, index: ZoneIndex, synced: bool) -> Option<RecordWrite> {
+        let mut inner = self.inner.lock();
+        let zone = inner.zone(index)?;
+        if synced && !zone.doubtful {
+            zone.durable = zone.written;
+        }
+        inner.next_record(index)
     }
 
     /// All that a zone's falling back needed is done, or (not `ok`) could not be, and the zone is
@@ -357,6 +372,7 @@ impl Table {
         let mut inner = self.inner.lock();
         let zones = self.geometry.all_zones().zip(&mut inner.zones);
         zones
+            .filter(|(_, zone)| !zone.touched)
             .filter_map(|(index, zone)| {
                 let record = zone.record();
                 Some((index, zone.place.mirror(record)?))
@@ -425,7 +441,13 @@ impl Table {
         let mut inner = self.inner.lock();
         let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
         match zone.state {
-            ZoneState::Full => return Ok(Admission::Granted(Finished::default())),
+            // Full by a write or a finish that no sync covers yet: that is waited for.
+            ZoneState::Full => {
+                return Ok(Admission::Granted(Finished {
+                    pending: zone.listed,
+                    ..Finished::default()
+                }));
+            }
             ZoneState::Empty
             | ZoneState::ImplicitOpen
             | ZoneState::ExplicitOpen
@@ -443,6 +465,7 @@ impl Table {
         }
         Ok(Admission::Granted(Finished {
             changed: true,
+            pending: true,
             closed,
         }))
     }
@@ -546,8 +569,8 @@ impl Table {
         }
     }
 
-    /// A sync has made everything in `mark` durable. Returns the zones whose durable write pointer
-    /// moved and whose record therefore is to settle.
+    /// A sync has made everything in `mark` durable. Returns the zones whose record on disk does not
+    /// say so yet: their durable write pointer moved, or they were reset meanwhile. They are to settle.
     pub fn end_flush(&self, mark: FlushMark) -> Vec<ZoneIndex> {
         let mut inner = self.inner.lock();
         let mut moved = Vec::new();
@@ -556,8 +579,11 @@ impl Table {
                 continue;
             };
             zone.place.synced(marked.sequence);
-            let counts = zone.generation == marked.generation && !zone.doubtful;
-            if counts && zone.durable < marked.written {
+            if zone.generation != marked.generation {
+                // A reset overtook the sync. Its record is not durable, and the old one may not say
+                // how far the flush went: one of the two must.
+                moved.push(marked.zone);
+            } else if zone.durable < marked.written && !zone.doubtful {
                 zone.durable = marked.written;
                 zone.touched = true;
                 moved.push(marked.zone);
@@ -569,7 +595,7 @@ impl Table {
         undurable.retain(|index| {
             let keep = zones
                 .get(index.as_usize())
-                .is_some_and(|zone| !zone.place.is_durable());
+                .is_some_and(|zone| !zone.place.is_durable() || zone.awaits_flush());
             if let Some(zone) = zones.get_mut(index.as_usize()) {
                 zone.listed = keep;
             }
@@ -582,7 +608,12 @@ impl Table {
     /// written meanwhile. Those zones turn read-only; returned, for their records are to settle.
     pub fn fail_flush(&self) -> Vec<ZoneIndex> {
         let mut inner = self.inner.lock();
-        let doubtful = inner.undurable.clone();
+        let zones = self.geometry.all_zones().zip(&inner.zones);
+        // Also those whose writes are still under way: a part of them may be what was lost.
+        let doubtful: Vec<ZoneIndex> = zones
+            .filter(|(_, zone)| zone.listed || !zone.is_at_rest())
+            .map(|(index, _)| index)
+            .collect();
         for &index in &doubtful {
             if let Some(zone) = inner.zone(index) {
                 zone.doubtful = true;
@@ -592,13 +623,12 @@ impl Table {
         doubtful
     }
 
-    /// Everything that was ever written is durable: the disk was just opened and synced, and was
-    /// not cut off from power. Zones that failed stay as they are. Records are to settle.
+    /// Everything that was ever written is durable: the disk was just opened and synced, was not cut
+    /// off from power, and no sync of it had failed. Records are to settle.
     pub fn all_durable(&self) {
         let mut inner = self.inner.lock();
         for zone in &mut inner.zones {
-            let sound = zone.state.is_active() || zone.state == ZoneState::Full;
-            if sound && zone.durable < zone.written {
+            if zone.durable < zone.written {
                 zone.durable = zone.written;
                 zone.touched = true;
             }

@@ -141,7 +141,8 @@ fn nobody_writes_before_the_counters_of_a_failed_write_are_on_record() {
     table.complete(first, false);
     table.complete(second, true);
     let settled = table.settle(ZoneIndex(1));
-    let record = settled.record.unwrap();
+    assert!(settled.fence && settled.record.is_none());
+    let record = table.fence_record(ZoneIndex(1), true).unwrap();
     assert_eq!(
         (record.record.skipped, record.record.epoch),
         (Skipped(5), epoch)

@@ -47,7 +47,7 @@ KEY_LEN = {1: 32, 2: 64}
 CIPHERS = {1: "aes-128-xts", 2: "aes-256-xts"}
 HOST_MANAGED, PLAIN = 1, 2
 MODELS = {HOST_MANAGED: "host-managed", PLAIN: "plain"}
-OPEN_STATES = {1: "clean", 2: "open"}
+OPEN_STATES = {1: "clean", 2: "open", 3: "in-doubt"}
 PASSPHRASE, KEY_FILE = 1, 2
 ZONE_STATES = {
     1: "not-wp", 2: "empty", 3: "implicit-open", 4: "explicit-open",

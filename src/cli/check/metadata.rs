@@ -224,7 +224,7 @@ fn judge(record: &LoadedRecord, closed: bool) -> Option<(RecordDamage, String)> 
 fn root(subject: &Subject, state: OpenState, header_damaged: bool) -> Root {
     let found = image::records_root(&subject.record_key, &subject.records);
     match state {
-        OpenState::Open => Root::Open,
+        OpenState::Open | OpenState::InDoubt => Root::Open,
         OpenState::Clean if subject.header.records_root == found => Root::Matches,
         OpenState::Clean if header_damaged => Root::Open,
         OpenState::Clean => Root::Differs,

@@ -72,6 +72,9 @@ fn header_text(metadata: &Metadata) -> String {
     let state = match metadata.state {
         OpenState::Clean => "closed in order",
         OpenState::Open => "not closed in order: `serve` will recover it",
+        OpenState::InDoubt => {
+            "not closed in order, and its medium failed a sync: `serve` goes back to the last flush"
+        }
     };
     match &metadata.header {
         None => format!("both copies sound, {state}"),

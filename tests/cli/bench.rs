@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
+use std::thread;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -40,12 +41,18 @@ static STARTING: Mutex<()> = Mutex::new(());
 /// Starts a program with pipes for its input and outputs.
 pub(crate) fn start(command: &mut Command) -> Child {
     let starting = STARTING.lock();
-    let child = command
+    let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    // It has let go of them when it has a command line of its own; `spawn` returns a little before.
+    let line = format!("/proc/{}/cmdline", child.id());
+    let in_exec = || fs::read(&line).is_ok_and(|line| line.is_empty());
+    while in_exec() && child.try_wait().unwrap().is_none() {
+        thread::yield_now();
+    }
     drop(starting);
     child
 }

@@ -223,9 +223,6 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         }
         let sealed = key.seal(block_len, first, stamp, buf, &mut slots);
         if sealed.is_ok() && key.is_tagged() {
-            if self.slot_writer.is_full() {
-                self.write_slots();
-            }
             self.slot_writer.push(zone, first, id, &slots);
         }
         self.slots = slots;

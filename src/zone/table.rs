@@ -380,12 +380,17 @@ impl Table {
             .collect()
     }
 
-    /// The record that [`Table::settle`] ordered could not be written: the zone turns read-only.
+    /// The record that [`Table::settle`] ordered could not be written: the zone turns read-only, and
+    /// no flush is complete before its record is written after all.
     pub fn fail_zone(&self, index: ZoneIndex) {
         let mut inner = self.inner.lock();
-        let state = inner.zone(index).map(|zone| zone.state);
-        if state.is_some_and(|state| state != ZoneState::Offline) {
+        let Some(zone) = inner.zone(index) else {
+            return;
+        };
+        if zone.state != ZoneState::Offline {
+            zone.touched = true;
             inner.set_state(index, ZoneState::ReadOnly);
+            inner.list_undurable(index);
         }
     }
 
@@ -579,9 +584,9 @@ impl Table {
                 continue;
             };
             zone.place.synced(marked.sequence);
-            if zone.generation != marked.generation {
-                // A reset overtook the sync. Its record is not durable, and the old one may not say
-                // how far the flush went: one of the two must.
+            if zone.generation != marked.generation || zone.touched {
+                // A reset overtook the sync: its record is not durable, and the old one may not say
+                // how far the flush went; one of the two must. Or a record could not be written.
                 moved.push(marked.zone);
             } else if zone.durable < marked.written && !zone.doubtful {
                 zone.durable = marked.written;

@@ -258,7 +258,7 @@ fn a_lost_record_is_beyond_repair() {
     let words = "zone 5: both copies are damaged, and the zone with them";
     assert!(done.out.contains(words), "{}", done.out);
     assert!(
-        done.err.contains("restore it from a backup"),
+        done.err.contains("restore lost data from a backup"),
         "{}",
         done.err
     );
@@ -325,7 +325,8 @@ fn of_an_open_disk_only_what_was_flushed_is_judged() {
     // Which copy of a record holds, the next opening decides.
     flip(&subject.image, subject.record(RecordCopy::A, 2));
     let before = fs::read(&subject.image).unwrap();
-    subject.check(&["--repair"], 6);
+    let done = subject.check(&["--repair"], 6);
+    assert!(done.err.contains("the next `serve`"), "{}", done.err);
     assert!(fs::read(&subject.image).unwrap() == before);
     flip(&subject.image, subject.record(RecordCopy::A, 2));
     flip(&subject.image, subject.data(2, 3));

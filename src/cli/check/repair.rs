@@ -15,12 +15,15 @@ use super::metadata::{Metadata, RecordDamage};
 ///
 /// *Header*: the copy that is left is written as its own successor, whose place is that of the lost
 /// one. Which of the two was newer nobody knows, so it says what everybody must assume who finds
-/// one alone: that the disk was not closed. The next opening recovers from that.
+/// one alone: that the disk was not closed. The next opening recovers from that. One that says that a
+/// sync failed is left alone, for more than that would have to be kept of it.
 pub(super) fn repair(subject: &Subject, metadata: &mut Metadata) -> Result<(), ImageError> {
     if metadata.is_closed() {
         repair_records(subject, metadata)?;
     }
-    if let Some(damage) = &mut metadata.header {
+    if let Some(damage) = &mut metadata.header
+        && metadata.state != OpenState::InDoubt
+    {
         let mut header = subject.header.clone();
         header.state = OpenState::Open;
         header.boot_id = BootId::default();

@@ -223,26 +223,40 @@ pub(super) fn summary(path: &Path, findings: &Findings) -> String {
     }
     let path = path.display();
     let what = what.join(", ");
-    match (findings.is_repaired(), is_repairable(metadata)) {
-        (true, _) => format!("{path}: repaired: {what}"),
-        (false, true) => format!(
-            "{path}: damaged: {what}; --repair restores copies of header and records, data only a \
-             backup does"
-        ),
-        (false, false) => format!("{path}: damaged: {what}; restore it from a backup"),
+    match findings.is_repaired() {
+        true => format!("{path}: repaired: {what}"),
+        false => format!("{path}: damaged: {what}: {}", cure(findings)),
     }
 }
 
-/// Whether there is something left that `--repair` restores.
-fn is_repairable(metadata: &Metadata) -> bool {
-    let lost_copy = |damage: &Damage<RecordDamage>| {
-        !damage.repaired && damage.what != RecordDamage::Lost && metadata.is_closed()
-    };
-    metadata
-        .header
-        .as_ref()
-        .is_some_and(|damage| !damage.repaired)
-        || metadata.records.iter().any(|(_, damage)| lost_copy(damage))
+/// What to do about what is not repaired.
+fn cure(findings: &Findings) -> String {
+    let metadata = &findings.metadata;
+    let records = || metadata.records.iter().map(|(_, damage)| damage);
+    let lost = |damage: &Damage<RecordDamage>| damage.what == RecordDamage::Lost;
+    let copies = records().any(|damage| !damage.repaired && !lost(damage));
+    let header = metadata.header.as_ref();
+    let header = header.is_some_and(|damage| !damage.repaired);
+    // As `repair` has it.
+    let header_repairable = header && metadata.state != OpenState::InDoubt;
+    let records_repairable = copies && metadata.is_closed();
+    let mut cures = Vec::new();
+    if header_repairable || records_repairable {
+        cures.push("--repair writes lost copies of header and records anew");
+    }
+    if (copies && !records_repairable) || (header && !header_repairable) {
+        cures.push("the next `serve` writes both copies of header and records anew");
+    }
+    if metadata.root == Root::Differs {
+        cures.push("`serve` refuses it unless it is told --accept-records");
+    }
+    if !metadata.damaged_keys.is_empty() {
+        cures.push("remove the damaged key with `zonevault key remove`");
+    }
+    if findings.blocks.bad() > 0 || records().any(lost) {
+        cures.push("restore lost data from a backup");
+    }
+    cures.join("; ")
 }
 
 /// The report for programs.

@@ -162,7 +162,10 @@ fn blocks_text(subject: &Subject, findings: &Findings) -> String {
     }
     match blocks.bad() {
         0 => text.push_str(", none bad"),
-        bad => text.push_str(&format!(", {bad} bad in {} zones", blocks.zones.len())),
+        bad => {
+            let zones = many(blocks.zones.len() as u64, "zone");
+            text.push_str(&format!(", {bad} bad in {zones}"));
+        }
     }
     text
 }
@@ -197,6 +200,14 @@ fn run_text(run: &BadRun) -> String {
     }
 }
 
+/// A count and what it counts.
+fn many(count: u64, what: &str) -> String {
+    match count {
+        1 => format!("{count} {what}"),
+        _ => format!("{count} {what}s"),
+    }
+}
+
 /// The one line on standard error.
 pub(super) fn summary(path: &Path, findings: &Findings) -> String {
     let metadata = &findings.metadata;
@@ -206,20 +217,18 @@ pub(super) fn summary(path: &Path, findings: &Findings) -> String {
         what.push(format!("copy {} of the header", damage.what.name()));
     }
     if !metadata.damaged_keys.is_empty() {
-        what.push(format!("{} keys", metadata.damaged_keys.len()));
+        what.push(many(metadata.damaged_keys.len() as u64, "key"));
     }
     if !metadata.records.is_empty() {
-        what.push(format!("records of {} zones", metadata.records.len()));
+        let zones = many(metadata.records.len() as u64, "zone");
+        what.push(format!("records of {zones}"));
     }
     if metadata.root == Root::Differs {
         what.push("the records as a whole".to_owned());
     }
     if blocks.bad() > 0 {
-        what.push(format!(
-            "{} blocks in {} zones",
-            blocks.bad(),
-            blocks.zones.len()
-        ));
+        let zones = many(blocks.zones.len() as u64, "zone");
+        what.push(format!("{} in {zones}", many(blocks.bad(), "block")));
     }
     let path = path.display();
     let what = what.join(", ");

@@ -29,7 +29,11 @@ mod tests {
 
     const BLOCK: u64 = 4096;
     const ZONE: u64 = 64 << 10;
-    const TICKET: Ticket = Ticket { queue: 0, op: 0 };
+    const TICKET: Ticket = Ticket {
+        queue: 0,
+        life: 0,
+        op: 0,
+    };
 
     #[derive(Clone, Debug)]
     enum Command {
@@ -84,6 +88,7 @@ mod tests {
                 generation: Generation(0),
                 epoch: Epoch(0),
                 skipped: Skipped(0),
+                leftovers: false,
                 salt: ZoneSalt([0; 32]),
             },
             sequence: 0,

@@ -20,6 +20,18 @@ impl<const AT: usize, const LEN: usize> Field<AT, LEN> {
     }
 }
 
+impl<const AT: usize> Field<AT, 2> {
+    /// The field as a number.
+    pub(super) fn u16<const N: usize>(self, bytes: &[u8; N]) -> u16 {
+        u16::from_le_bytes(self.get(bytes))
+    }
+
+    /// Sets the field to a number.
+    pub(super) fn put_u16<const N: usize>(self, bytes: &mut [u8; N], value: u16) {
+        self.put(bytes, value.to_le_bytes());
+    }
+}
+
 impl<const AT: usize> Field<AT, 4> {
     /// The field as a number.
     pub(super) fn u32<const N: usize>(self, bytes: &[u8; N]) -> u32 {

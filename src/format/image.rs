@@ -15,7 +15,9 @@ use crate::zone::{
     Epoch, Loaded, RecordCopy, RecordWrite, Skipped, ZoneRecord, ZoneSalt, ZoneState,
 };
 
-use super::header::{Header, HeaderError, HeaderKey, RawHeader, RecordsRoot, takes_tags};
+use super::header::{
+    Header, HeaderError, HeaderKey, OpenState, RawHeader, RecordsRoot, takes_tags,
+};
 use super::layout::{
     HEADER_AREA_LEN, HeaderCopy, Layout, PAGE, PROTECTOR_SLOTS, RECORDS_START, TagSlotError,
 };
@@ -93,6 +95,7 @@ pub fn fresh_record(geometry: &Geometry, zone: ZoneIndex, salt: ZoneSalt) -> Zon
         generation: Generation(0),
         epoch: Epoch(0),
         skipped: Skipped(0),
+        leftovers: false,
         salt,
     }
 }
@@ -222,6 +225,8 @@ pub struct Unlocked {
     pub slot: u32,
     /// The header copy that was not sound, if one was not; the next two writes replace both.
     pub damaged_header: Option<HeaderCopy>,
+    /// If one copy was not sound and the other says that the disk was closed: with which records.
+    pub closed_with: Option<RecordsRoot>,
 }
 
 impl Unlocked {
@@ -250,7 +255,9 @@ pub fn unlock(medium: &impl Medium, credential: &Credential) -> Result<Unlocked,
     let found = read_header(medium)?;
     let (slot, volume_key) = unseal_any(medium, &found.raw.uuid(), credential)?;
     let mut header = found.raw.verify(&volume_key)?;
+    let mut closed_with = None;
     if let Some(copy) = found.damaged {
+        closed_with = (header.state == OpenState::Clean).then_some(header.records_root);
         warn!(
             "header copy {} is damaged; going by the other one, as after a crash",
             copy.name()
@@ -265,6 +272,7 @@ pub fn unlock(medium: &impl Medium, credential: &Credential) -> Result<Unlocked,
         layout,
         slot,
         damaged_header: found.damaged,
+        closed_with,
     })
 }
 

@@ -19,6 +19,7 @@ pub const RECORD_LEN: usize = 128;
 /// The bytes that the MAC covers (after the volume's uuid).
 const COVERED: usize = 96;
 const KIND_ZONE: u8 = 1;
+const FLAG_LEFTOVERS: u16 = 1;
 
 const KIND: Field<0, 1> = Field;
 const STATE: Field<1, 1> = Field;
@@ -50,13 +51,13 @@ pub(super) fn carried_mac(bytes: &[u8; RECORD_LEN]) -> [u8; MAC_LEN] {
 /// |---|---|---|
 /// | 0 | 1 | kind: 1 is a zone record; others are reserved for logs of conventional zones |
 /// | 1 | 1 | state: 1 not-wp, 2 empty, 3 implicit-open, 4 explicit-open, 5 closed, 6 full, 7 read-only, 8 offline |
-/// | 2 | 2 | flags, 0 |
+/// | 2 | 2 | flags: 1 leftovers (an empty zone whose reset has something to erase); others 0 |
 /// | 4 | 4 | zone index |
 /// | 8 | 8 | sequence number |
 /// | 16 | 8 | blocks written, from the start of the zone; 0 in a conventional zone |
 /// | 24 | 8 | blocks durable; 0 in a conventional zone |
 /// | 32 | 8 | generation |
-/// | 40 | 8 | epoch under which the zone was last written to |
+/// | 40 | 8 | epoch under which the zone was written to since the disk was opened, 0 if it was not |
 /// | 48 | 32 | salt of the zone key |
 /// | 80 | 4 | counters skipped: what a tag slot's counter is ahead of its block under that epoch |
 /// | 84 | 12 | zero, reserved for a place |
@@ -90,6 +91,10 @@ impl RecordKey {
         let mut bytes = [0; RECORD_LEN];
         KIND.put(&mut bytes, [KIND_ZONE]);
         STATE.put(&mut bytes, [state_id(record.state)]);
+        FLAGS.put_u16(
+            &mut bytes,
+            if record.leftovers { FLAG_LEFTOVERS } else { 0 },
+        );
         ZONE.put_u32(&mut bytes, zone.0);
         SEQUENCE.put_u64(&mut bytes, sequence);
         WRITTEN.put_u64(&mut bytes, record.written.0);
@@ -156,7 +161,8 @@ pub(super) fn decode_unverified(
     if ZONE.u32(bytes) != zone.0 {
         return Err(RecordError::Zone(ZONE.u32(bytes)));
     }
-    if FLAGS.get(bytes) != [0; 2] || RESERVED.get(bytes) != [0; 12] {
+    let flags = FLAGS.u16(bytes);
+    if flags & !FLAG_LEFTOVERS != 0 || RESERVED.get(bytes) != [0; 12] {
         return Err(RecordError::Reserved);
     }
     let [state] = STATE.get(bytes);
@@ -168,6 +174,7 @@ pub(super) fn decode_unverified(
         epoch: Epoch(EPOCH.u64(bytes)),
         salt: ZoneSalt(SALT.get(bytes)),
         skipped: Skipped(SKIPPED.u32(bytes)),
+        leftovers: flags & FLAG_LEFTOVERS != 0,
     };
     let capacity = geometry.zone_capacity_blocks(zone);
     if record.durable > record.written || record.written > capacity {
@@ -277,6 +284,7 @@ mod tests {
             generation: Generation(3),
             epoch: Epoch(0x1122_3344_5566_7788),
             skipped: Skipped(0x0a0b_0c0d),
+            leftovers: true,
             salt: ZoneSalt([9; 32]),
         }
     }
@@ -373,6 +381,7 @@ mod tests {
             generation: u64,
             epoch: u64,
             skipped: u32,
+            leftovers: bool,
             salt: [u8; 32],
             sequence: u64,
             zone in 1_u32..16,
@@ -384,6 +393,7 @@ mod tests {
                 generation: Generation(generation),
                 epoch: Epoch(epoch),
                 skipped: Skipped(skipped),
+                leftovers,
                 salt: ZoneSalt(salt),
             };
             let key = key(1, 2);

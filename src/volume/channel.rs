@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use log::error;
@@ -39,6 +40,8 @@ pub struct Channel<M: Medium, P: Payload> {
     pub(super) volume: Arc<Volume<M>>,
     pub(super) store: M::Store,
     pub(super) queue: u16,
+    /// Tells this channel from those that the queue had before: what they waited for may still come.
+    pub(super) life: u32,
     pub(super) ops: Vec<Option<Op<P>>>,
     free_ops: Vec<u32>,
     pub(super) pieces: Vec<Option<Piece>>,
@@ -63,7 +66,9 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     pub(super) fn new(volume: Arc<Volume<M>>, queue: u16, depth: u16) -> io::Result<Self> {
         let store = volume.medium.open_store(STORE_DEPTH)?;
         let tag_cache = if volume.tagged { volume.tag_cache } else { 0 };
+        let life = volume.lives.fetch_add(1, Ordering::Relaxed);
         Ok(Self {
+            life,
             volume,
             store,
             queue,
@@ -154,15 +159,21 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         finished.append(&mut self.done);
     }
 
+    /// The name of an operation for all queues.
+    pub(super) fn ticket(&self, op: u32) -> Ticket {
+        Ticket {
+            queue: self.queue,
+            life: self.life,
+            op,
+        }
+    }
+
     /// Begins an operation, for the first time or once more after it was parked.
     fn begin(&mut self, id: u32) {
         let Some(command) = self.op(id).map(|op| op.command) else {
             return;
         };
-        let ticket = Ticket {
-            queue: self.queue,
-            op: id,
-        };
+        let ticket = self.ticket(id);
         match command {
             Command::Read(span) => self.begin_transfer(id, Direction::Read, span, None),
             Command::Write(span) => self.begin_write(id, span, ticket),
@@ -370,6 +381,10 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     fn handle_released(&mut self) {
         let mut released = std::mem::take(&mut self.released);
         for item in released.drain(..) {
+            if item.ticket().life != self.life {
+                self.release_for_dead(item);
+                continue;
+            }
             match item {
                 Released::Retry(ticket, zone) => self.retry(ticket, zone),
                 Released::Synced(ticket, ok) => self.synced(ticket.op, ok),
@@ -378,6 +393,15 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         }
         released.append(&mut self.released);
         self.released = released;
+    }
+
+    /// What an earlier channel of this queue waited for: nobody is told, but nobody may wait for it
+    /// either.
+    fn release_for_dead(&mut self, item: Released) {
+        if let Released::Retry(ticket, zone) = item {
+            self.volume.table.retried(zone, ticket);
+            self.touch(zone);
+        }
     }
 
     fn retry(&mut self, ticket: Ticket, zone: ZoneIndex) {

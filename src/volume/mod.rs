@@ -40,7 +40,7 @@ pub use op::{Finished, Payload};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use log::error;
 use parking_lot::Mutex;
@@ -177,6 +177,8 @@ pub struct Volume<M: Medium> {
     write_cache: AtomicBool,
     sync_failed: AtomicBool,
     sync_gate: Mutex<SyncGate>,
+    /// Channels there were so far.
+    lives: AtomicU32,
     /// Blocks have tag slots.
     tagged: bool,
     /// Bytes of tag slots that one channel keeps.
@@ -195,11 +197,11 @@ impl<M: Medium> Volume<M> {
             volume_key,
             layout,
             damaged_header,
+            closed_with,
             ..
         } = unlocked;
         let geometry = *header.geometry();
         let boot_id = session::boot_id();
-        let left = Left::of(&header, boot_id, &options);
         let mut loaded = load_records(&medium, &layout, &geometry, &record_key)?;
         let lost = loaded.iter().filter(|record| record.newest.is_none());
         match lost.count() {
@@ -207,6 +209,7 @@ impl<M: Medium> Volume<M> {
             lost => error!("{lost} zones have no valid record and are offline"),
         }
         let root = records_root(&record_key, &loaded);
+        let left = Left::of(&header, (closed_with, root), boot_id, &options);
         session::check_root(&header, root, &options)?;
         let keyslots = Keyslots::new(
             volume_key,
@@ -215,13 +218,14 @@ impl<M: Medium> Volume<M> {
             options.keyslots,
         );
         let tagged = header.cipher().is_tagged();
-        if tagged && left.opening == Opening::PowerCut && !left.in_doubt {
+        if tagged && left.opening != Opening::Clean && !left.in_doubt {
             // With one copy of the header lost it may be the one that named the last epoch, also if
             // `check --repair` has replaced it since: that names no boot.
             let lost = damaged_header.is_some() || header.boot_id == BootId::default();
             let last_epoch = (!lost).then_some(header.epoch);
             let scanner = Scanner::new(&medium, &layout, &geometry, &keyslots);
-            session::prove(&scanner, &geometry, last_epoch, &mut loaded)?;
+            let only_damaged = left.opening == Opening::Killed;
+            session::prove(&scanner, &geometry, last_epoch, only_damaged, &mut loaded)?;
         }
         let zones = geometry.all_zones().zip(&loaded);
         let stale: Vec<ZoneIndex> = zones
@@ -248,6 +252,7 @@ impl<M: Medium> Volume<M> {
             write_cache: AtomicBool::new(true),
             sync_failed: AtomicBool::new(false),
             sync_gate: Mutex::new(SyncGate::default()),
+            lives: AtomicU32::new(0),
             tagged,
             tag_cache: options.tag_cache / usize::from(options.queues.max(1)),
             integrity: IntegrityCounters::default(),
@@ -425,6 +430,12 @@ impl<M: Medium> Volume<M> {
         }
         gate.busy = true;
         Some(std::mem::take(&mut gate.waiting))
+    }
+
+    /// Forgets who waits for a sync in a channel that is given up.
+    fn leave_sync(&self, life: u32) {
+        let mut gate = self.sync_gate.lock();
+        gate.waiting.retain(|ticket| ticket.life != life);
     }
 
     /// The sync is over; somebody else's turn.

@@ -50,11 +50,20 @@ pub(super) struct Left {
 }
 
 impl Left {
-    pub(super) fn of(header: &Header, boot: BootId, options: &Options) -> Self {
+    /// `found` is the root of the records; `closed_with` that of the header, if it is of a disk that
+    /// was closed but has lost its other copy, which may have been newer. With equal roots it said
+    /// nothing that matters: whoever opens a disk and has a flush completed has changed a record.
+    pub(super) fn of(
+        header: &Header,
+        (closed_with, found): (Option<RecordsRoot>, RecordsRoot),
+        boot: BootId,
+        options: &Options,
+    ) -> Self {
         let same_boot =
             boot != BootId::default() && header.boot_id == boot && !options.after_power_cut;
         let (opening, in_doubt) = match header.state {
             OpenState::Clean => (Opening::Clean, false),
+            _ if closed_with == Some(found) => (Opening::Clean, false),
             OpenState::Open if same_boot => (Opening::Killed, false),
             OpenState::Open => (Opening::PowerCut, false),
             OpenState::InDoubt => (Opening::PowerCut, same_boot),
@@ -81,20 +90,26 @@ pub(super) fn check_root(
 
 /// What the tags of a disk that was cut off from power prove, noted in `loaded`.
 ///
-/// `last_epoch` is the epoch of the last session, under which a zone was written whose newest record
-/// that reached the medium is of an earlier one. If it is not known, each record's own has to do.
+/// `last_epoch` is the epoch of the last session: a zone was written under it also if the newest of
+/// its records that reached the medium does not say so. If it is not known, each record's own has to
+/// do. `only_damaged`: only zones of which a record is lost, which may have been the newest.
 pub(super) fn prove<M: Medium>(
     scanner: &Scanner<'_, M>,
     geometry: &Geometry,
     last_epoch: Option<Epoch>,
+    only_damaged: bool,
     loaded: &mut [LoadedRecord],
 ) -> Result<(), VolumeError> {
     let zones = geometry.all_zones().zip(loaded.iter());
     let jobs: Vec<(ZoneIndex, Loaded)> = zones
+        .filter(|(_, record)| !only_damaged || !record.is_sound())
         .filter_map(|(zone, record)| Some((zone, record.newest?)))
         .filter(|(zone, found)| found.proven < provable(geometry, *zone, found))
         .collect();
     let total = jobs.len();
+    if total == 0 {
+        return Ok(());
+    }
     let begun = Instant::now();
     let mut next_line = PROGRESS_EVERY;
     let done = AtomicU64::new(0);
@@ -182,10 +197,11 @@ impl<M: Medium> Volume<M> {
         };
         let erased: Vec<ZoneIndex> = stale.iter().copied().filter(emptied).collect();
         self.deallocate(&erased)?;
-        if opening == Opening::Clean {
-            return Ok(());
+        if opening != Opening::Clean {
+            self.open_header(epoch, boot_id)?;
         }
-        self.open_header(epoch, boot_id)
+        self.table.forget_epochs();
+        self.write_touched_records()
     }
 
     fn open_header(&self, epoch: Epoch, boot_id: BootId) -> Result<(), VolumeError> {
@@ -198,7 +214,11 @@ impl<M: Medium> Volume<M> {
 
     /// Writes every record that is out of date and makes all of them durable.
     fn write_touched_records(&self) -> Result<(), VolumeError> {
-        for zone in self.table.touched() {
+        let touched = self.table.touched();
+        if touched.is_empty() {
+            return Ok(());
+        }
+        for zone in touched {
             if let Some(order) = self.table.settle(zone).record {
                 write_record(&self.medium, &self.layout, &self.record_key, zone, &order)?;
                 self.table.record_written(zone, &order);

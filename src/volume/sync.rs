@@ -52,9 +52,8 @@ impl<M: Medium, P: Payload> Channel<M, P> {
 
     /// Has an operation wait for a round; its stage says what follows.
     pub(super) fn join_sync(&mut self, op: u32) {
-        let queue = self.queue;
         self.round.joined += 1;
-        self.volume.join_sync(Ticket { queue, op });
+        self.volume.join_sync(self.ticket(op));
     }
 
     /// Starts a round if an operation of this queue waits for one and no other is under way, for
@@ -114,7 +113,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     fn tell_synced(&mut self, tickets: Vec<Ticket>, ok: bool) {
         self.volume.end_sync();
         for ticket in tickets {
-            if ticket.queue == self.queue {
+            if ticket == self.ticket(ticket.op) {
                 self.synced(ticket.op, ok);
             } else {
                 self.volume.post(Released::Synced(ticket, ok));
@@ -124,6 +123,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
 
     /// Gives up a round that does not end: it has failed for all.
     pub(super) fn abandon_sync(&mut self) {
+        self.volume.leave_sync(self.life);
         if let Some(active) = self.round.active.take() {
             // If it fails later nobody hears of it, and the kernel does not say it twice.
             self.fail_round(&io::ErrorKind::TimedOut.into());

@@ -23,6 +23,7 @@ pub(super) struct Zone {
     pub(super) generation: Generation,
     pub(super) epoch: Epoch,
     pub(super) skipped: Skipped,
+    pub(super) leftovers: bool,
     pub(super) salt: ZoneSalt,
     pub(super) place: RecordPlace,
     /// The record on disk is older than this.
@@ -52,6 +53,7 @@ impl Zone {
             generation: self.generation,
             epoch: self.epoch,
             skipped: self.skipped,
+            leftovers: self.leftovers,
             salt: self.salt,
         }
     }
@@ -89,19 +91,20 @@ pub(super) fn fall_back(zone: &mut Zone) -> ZoneState {
     let place = zone.written;
     let used = u32::try_from(zone.reserved.0 - place.0).unwrap_or(u32::MAX);
     zone.reserved = place;
-    // What overflows here is refused by the next write.
-    zone.skipped = Skipped(zone.skipped.0.saturating_add(used));
-    zone.fenced = true;
     zone.touched = true;
+    zone.leftovers |= place == Blocks(0);
     zone.failures = match zone.failures {
         (at, count) if at == place => (at, count.saturating_add(1)),
         _ => (place, 1),
     };
-    if zone.failures.1 >= MAX_FAILURES_AT_ONE_PLACE {
-        ZoneState::ReadOnly
-    } else {
-        zone.state
+    if zone.state == ZoneState::ReadOnly || zone.failures.1 >= MAX_FAILURES_AT_ONE_PLACE {
+        // No write follows, so its counters matter to nobody.
+        return ZoneState::ReadOnly;
     }
+    // What overflows here is refused by the next write.
+    zone.skipped = Skipped(zone.skipped.0.saturating_add(used));
+    zone.fenced = true;
+    zone.state
 }
 
 pub(super) fn load_zone(
@@ -118,6 +121,7 @@ pub(super) fn load_zone(
             generation: Generation(0),
             epoch: Epoch(0),
             skipped: Skipped(0),
+            leftovers: false,
             salt: ZoneSalt([0; 32]),
         },
         sequence: 0,
@@ -139,6 +143,7 @@ pub(super) fn load_zone(
         generation: record.generation,
         epoch: record.epoch,
         skipped: record.skipped,
+        leftovers: record.leftovers,
         salt: record.salt,
         place: RecordPlace::loaded(loaded.sequence, loaded.copy, loaded.mirrored),
         touched: record != loaded.record,

@@ -11,7 +11,9 @@ use super::ZoneError;
 pub struct Ticket {
     /// Index of the queue.
     pub queue: u16,
-    /// Operation of that queue, in its own numbering.
+    /// Which of the channels that this queue had one after another.
+    pub life: u32,
+    /// Operation of that channel, in its own numbering.
     pub op: u32,
 }
 
@@ -166,7 +168,11 @@ mod tests {
     use super::*;
 
     fn ticket(op: u32) -> Ticket {
-        Ticket { queue: 0, op }
+        Ticket {
+            queue: 0,
+            life: 0,
+            op,
+        }
     }
 
     #[test]

@@ -146,6 +146,7 @@ mod tests {
             generation: Generation(0),
             epoch: Epoch(0),
             skipped: Skipped(0),
+            leftovers: false,
             salt: ZoneSalt([0; 32]),
         };
         let mut place = RecordPlace::loaded(7, RecordCopy::A, true);

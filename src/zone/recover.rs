@@ -33,26 +33,32 @@ pub(super) fn recover(
     if geometry.zone_type(index) == ZoneType::Conventional {
         return record;
     }
+    let capacity = geometry.zone_capacity_blocks(index);
     let mut recovered = record;
-    if opening == Opening::PowerCut {
-        let capacity = geometry.zone_capacity_blocks(index);
-        recovered.written = loaded.proven;
-        recovered.durable = loaded.proven;
-        let filled = record.written == capacity;
-        recovered.state = match record.state {
-            ZoneState::Full if filled && loaded.proven < capacity => ZoneState::Closed,
-            ZoneState::Empty if loaded.proven > Blocks(0) => ZoneState::Closed,
-            state => state,
-        };
-        if recovered.state.is_active() && loaded.proven == capacity {
-            recovered.state = ZoneState::Full;
+    match opening {
+        Opening::Clean => {}
+        // Unless the newest record is lost, what is proven is what the record says.
+        Opening::Killed => recovered.written = record.written.max(loaded.proven),
+        Opening::PowerCut => {
+            recovered.written = loaded.proven;
+            recovered.durable = loaded.proven;
         }
+    }
+    let filled = record.written == capacity;
+    recovered.state = match record.state {
+        ZoneState::Full if filled && recovered.written < capacity => ZoneState::Closed,
+        ZoneState::Empty if recovered.written > Blocks(0) => ZoneState::Closed,
+        state => state,
+    };
+    if recovered.state.is_active() && recovered.written == capacity {
+        recovered.state = ZoneState::Full;
     }
     // One that was closed to make room before its first write was over holds nothing.
     let closed = recovered.state == ZoneState::Closed;
     if opening != Opening::Killed || closed {
         recovered.state = switched_off(&recovered);
     }
+    recovered.leftovers |= recovered.state == ZoneState::Empty && record.state != ZoneState::Empty;
     recovered
 }
 
@@ -108,6 +114,7 @@ mod tests {
             generation: Generation(3),
             epoch: Epoch(0),
             skipped: Skipped(0),
+            leftovers: false,
             salt: ZoneSalt([1; 32]),
         }
     }
@@ -136,7 +143,10 @@ mod tests {
             (PowerCut, (Full, 16, 9), 15, (Closed, 15, 15)),
             (PowerCut, (Full, 7, 3), 5, (Full, 5, 5)),
             (PowerCut, (ReadOnly, 7, 3), 6, (ReadOnly, 6, 6)),
-            (Killed, (ImplicitOpen, 5, 2), 9, (ImplicitOpen, 5, 2)),
+            // Killed, and the newest record damaged: tags say what it said.
+            (Killed, (ImplicitOpen, 5, 2), 9, (ImplicitOpen, 9, 2)),
+            (Killed, (Empty, 0, 0), 9, (Closed, 9, 0)),
+            (Killed, (ImplicitOpen, 5, 2), 3, (ImplicitOpen, 5, 2)),
             (Clean, (Closed, 5, 5), 9, (Closed, 5, 5)),
         ];
         for (opening, before, proven, after) in cases {
@@ -168,11 +178,12 @@ mod tests {
         ];
         for (opening, before, after) in cases {
             let found = recovered(record(before.0, before.1, before.2), before.2, opening);
-            assert_eq!(
-                found,
-                record(after.0, after.1, after.2),
-                "{opening:?} {before:?}"
-            );
+            let leftovers = after.0 == Empty && before.0 != Empty;
+            let expected = ZoneRecord {
+                leftovers,
+                ..record(after.0, after.1, after.2)
+            };
+            assert_eq!(found, expected, "{opening:?} {before:?}");
             assert_eq!(recovered(found, found.durable.0, opening), found);
         }
     }

@@ -101,10 +101,13 @@ pub struct ZoneRecord {
     pub durable: Blocks,
     /// Resets so far.
     pub generation: Generation,
-    /// The epoch under which the zone was last written to.
+    /// The epoch under which the zone was written to since the disk was opened; 0 if it was not.
     pub epoch: Epoch,
     /// Counters that failed writes have used up under that epoch.
     pub skipped: Skipped,
+    /// The zone is empty, and yet blocks of this generation may be on the medium, of writes that
+    /// failed or that a cut took back: a reset has something to erase.
+    pub leftovers: bool,
     /// The salt of this generation's key.
     pub salt: ZoneSalt,
 }

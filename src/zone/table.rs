@@ -494,7 +494,7 @@ impl Table {
             zone.line().park(ticket);
             return Ok(Admission::Parked);
         }
-        if zone.state == ZoneState::Empty {
+        if zone.state == ZoneState::Empty && !zone.leftovers {
             return Ok(Admission::Granted(false));
         }
         zone.exclusive = true;
@@ -505,7 +505,10 @@ impl Table {
     /// [`Table::begin_reset`]. Parked behind the first busy one.
     pub fn begin_reset_all(&self, ticket: Ticket) -> Admission<Vec<ZoneIndex>> {
         let mut inner = self.inner.lock();
-        let resettable = |zone: &Zone| zone.state.is_active() || zone.state == ZoneState::Full;
+        let resettable = |zone: &Zone| match zone.state {
+            ZoneState::Empty => zone.leftovers,
+            state => state.is_active() || state == ZoneState::Full,
+        };
         if let Some(busy) = inner.zones.iter_mut().find(|zone| !zone.is_at_rest()) {
             busy.line().park(ticket);
             return Admission::Parked;
@@ -533,6 +536,7 @@ impl Table {
         zone.generation = Generation(zone.generation.0.saturating_add(1));
         zone.salt = salt;
         zone.skipped = Skipped(0);
+        zone.leftovers = false;
         zone.failures = (Blocks(0), 0);
         zone.touched = true;
         inner.set_state(index, ZoneState::Empty);
@@ -635,6 +639,21 @@ impl Table {
         for zone in &mut inner.zones {
             if zone.durable < zone.written {
                 zone.durable = zone.written;
+                zone.touched = true;
+            }
+        }
+    }
+
+    /// Forgets under which epochs zones were written to before the disk was opened: their records
+    /// prove no more from then on what a cut or a failed write left behind their write pointers. Only
+    /// once the header names the new epoch. Records are to settle.
+    pub fn forget_epochs(&self) {
+        let mut inner = self.inner.lock();
+        for zone in &mut inner.zones {
+            let takes_writes = zone.state.is_active() || zone.state == ZoneState::Empty;
+            if takes_writes && zone.epoch != Epoch(0) {
+                zone.epoch = Epoch(0);
+                zone.skipped = Skipped(0);
                 zone.touched = true;
             }
         }

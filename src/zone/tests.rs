@@ -30,6 +30,7 @@ fn loaded(state: ZoneState, written: u64) -> Option<Loaded> {
             generation: Generation(0),
             epoch: Epoch(1),
             skipped: Skipped(0),
+            leftovers: false,
             salt: ZoneSalt([0; 32]),
         },
         sequence: 1,
@@ -51,7 +52,11 @@ fn fresh() -> Table {
 }
 
 fn ticket(op: u32) -> Ticket {
-    Ticket { queue: 0, op }
+    Ticket {
+        queue: 0,
+        life: 0,
+        op,
+    }
 }
 
 fn granted<T>(admission: Result<Admission<T>, ZoneError>) -> T {

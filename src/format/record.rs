@@ -292,7 +292,7 @@ mod tests {
     #[test]
     fn a_record_lies_as_specified() {
         let bytes = key(1, 2).encode(ZoneIndex(5), 0x0102, &record());
-        assert_eq!(bytes[..8], [1, 5, 0, 0, 5, 0, 0, 0]);
+        assert_eq!(bytes[..8], [1, 5, 1, 0, 5, 0, 0, 0]);
         assert_eq!(bytes[8..16], [2, 1, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[16], 17);
         assert_eq!(bytes[24], 16);

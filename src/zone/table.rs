@@ -588,13 +588,14 @@ impl Table {
                 continue;
             };
             zone.place.synced(marked.sequence);
-            if zone.generation != marked.generation || zone.touched {
-                // A reset overtook the sync: its record is not durable, and the old one may not say
-                // how far the flush went; one of the two must. Or a record could not be written.
-                moved.push(marked.zone);
-            } else if zone.durable < marked.written && !zone.doubtful {
+            let same = zone.generation == marked.generation;
+            if same && !zone.doubtful && zone.durable < marked.written {
                 zone.durable = marked.written;
                 zone.touched = true;
+            }
+            // A reset overtook the sync: its record is not durable, and the old one may not say how
+            // far the flush went; one of the two must. Or a record is still to be written.
+            if !same || zone.touched {
                 moved.push(marked.zone);
             }
         }

@@ -318,6 +318,16 @@ pub fn write_header(
     Ok(())
 }
 
+/// Writes `header` as its own successor into the page cache, for whoever opens the image during this
+/// boot of the host. It must be synced before the header is written again.
+pub fn mark_header(medium: &impl Medium, key: &HeaderKey, header: &mut Header) -> io::Result<()> {
+    let next = header.successor();
+    let copy = HeaderCopy::of_sequence(next.sequence());
+    medium.write_at(Layout::header_offset(copy), &next.encode(key))?;
+    *header = next;
+    Ok(())
+}
+
 /// Writes a record of `zone` to where the zone table wants it. Not durable before the medium's next
 /// sync; see [`RecordKey`] for what needs one.
 pub fn write_record(

@@ -15,6 +15,7 @@ use log::info;
 use super::Medium;
 use super::channel::{Data, FileStore};
 use super::open::{Access, OpenError, Opened};
+use super::sys;
 
 /// How much of a block device must be zero for [`FileMedium::create`] to take it without force:
 /// partition tables, file systems, LUKS and this crate's own header all begin inside of it.
@@ -216,6 +217,10 @@ impl Medium for FileMedium {
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
         self.opened.meta.write_all_at(buf, offset)
+    }
+
+    fn forget_cached(&self) {
+        sys::forget_cached(&self.opened.meta);
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -144,6 +144,10 @@ impl Medium for MemMedium {
             .write(Kind::MetadataWrite, offset, buf)
     }
 
+    fn forget_cached(&self) {
+        self.shared.disk.lock().forget_doubted();
+    }
+
     fn sync(&self) -> io::Result<()> {
         let mut disk = self.shared.disk.lock();
         let now = disk.now();

@@ -124,6 +124,10 @@ pub trait Medium: Send + Sync + std::fmt::Debug + 'static {
     /// Writes metadata into the page cache (or beyond); the whole buffer or an error.
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()>;
 
+    /// Lets go of what the page cache holds of the image and need not write back, so that reads see
+    /// what is on the medium.
+    fn forget_cached(&self);
+
     /// Makes everything written so far durable.
     fn sync(&self) -> io::Result<()>;
 }

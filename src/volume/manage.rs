@@ -32,8 +32,8 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     pub(super) fn finish_zone(&mut self, id: u32, zone: ZoneIndex, ticket: Ticket) {
         match self.volume.table.finish(zone, ticket) {
             Ok(Admission::Granted(finished)) if finished.pending => {
-                let changed = finished.changed.then_some(zone);
-                for changed in finished.closed.into_iter().chain(changed) {
+                // Of a zone that another queue has just filled, the record may still be on its way.
+                for changed in finished.closed.into_iter().chain([zone]) {
                     if !self.publish_now(changed) {
                         return self.finish(id, Status::IoError);
                     }

@@ -58,7 +58,7 @@ use crate::keyslot::{self, KeyslotStats, Keyslots};
 use crate::limit::LogLimit;
 use crate::secret::SecretError;
 use crate::store::Medium;
-use crate::zone::{Opening, RecordWrite, Released, Settled, Table, Ticket, ZoneInfo, ZoneSalt};
+use crate::zone::{Opening, RecordWrite, Released, Table, Ticket, ZoneInfo, ZoneSalt};
 
 /// Bytes of tag slots kept in memory unless told otherwise: those of 1 GiB of blocks of 4 KiB.
 pub const DEFAULT_TAG_CACHE: usize = 8 << 20;
@@ -202,6 +202,9 @@ impl<M: Medium> Volume<M> {
         } = unlocked;
         let geometry = *header.geometry();
         let boot_id = session::boot_id();
+        if options.after_power_cut && header.state != OpenState::Clean {
+            medium.forget_cached();
+        }
         let mut loaded = load_records(&medium, &layout, &geometry, &record_key)?;
         let lost = loaded.iter().filter(|record| record.newest.is_none());
         match lost.count() {
@@ -326,11 +329,18 @@ impl<M: Medium> Volume<M> {
         };
         let guard = lock.lock();
         let mut settled = self.table.settle(zone);
-        let ok = match (settled.fence, settled.record) {
-            (true, _) => self.fence(zone, &mut settled),
-            (false, Some(order)) => self.write_record(zone, &order),
-            (false, None) => true,
-        };
+        let mut ok = true;
+        // Writes may fail again while the counters of the first are put on record. After a few times
+        // at one place the zone takes no more.
+        while settled.fence {
+            ok &= self.fence(zone);
+            let next = self.table.settle(zone);
+            settled.released.extend(next.released);
+            (settled.record, settled.fence) = (next.record, next.fence);
+        }
+        if let Some(order) = settled.record {
+            ok &= self.write_record(zone, &order);
+        }
         if !ok {
             for item in &mut settled.released {
                 if let Released::Write(_, result) = item {
@@ -357,7 +367,7 @@ impl<M: Medium> Volume<M> {
     /// could pass for the one written in its place; and before that what the zone holds, which was
     /// written before they were skipped and could not be proven behind such a record. Two syncs, rare
     /// enough to be waited for here.
-    fn fence(&self, zone: ZoneIndex, settled: &mut Settled) -> bool {
+    fn fence(&self, zone: ZoneIndex) -> bool {
         let synced = self.tagged && !self.read_only && self.sync_now();
         let record = self.table.fence_record(zone, synced);
         let recorded = record
@@ -367,12 +377,7 @@ impl<M: Medium> Volume<M> {
         let ok = recorded && (fenced || !self.tagged);
         let durable = record.as_ref().filter(|_| fenced);
         self.table.end_fence(zone, ok, durable);
-        let freed = self.table.settle(zone);
-        settled.released.extend(freed.released);
-        match freed.record {
-            Some(order) => self.write_record(zone, &order) && ok,
-            None => ok,
-        }
+        ok
     }
 
     /// Syncs out of turn. A failure counts for all who wait for a sync now: the kernel tells of it
@@ -494,7 +499,7 @@ impl<M: Medium> Volume<M> {
                  on. Find out what ails the medium, then serve the disk anew"
         );
         if !self.read_only
-            && let Err(e) = self.set_header(OpenState::InDoubt, |_| {})
+            && let Err(e) = self.mark_in_doubt()
         {
             error!("cannot note that in the header: {e}");
         }

@@ -12,6 +12,7 @@
 //! header with the root, each synced before the next.
 
 use std::fs;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use log::{info, warn};
 
 use crate::format::{
     BootId, Header, LoadedRecord, OpenState, RecordsRoot,
-    image::{load_records, records_root, write_header, write_record},
+    image::{load_records, mark_header, records_root, write_header, write_record},
 };
 use crate::geometry::{Blocks, Geometry, ZoneIndex};
 use crate::store::{Medium, Op, Store};
@@ -184,6 +185,11 @@ impl<M: Medium> Volume<M> {
         for &zone in stale {
             self.table.touch(zone);
         }
+        if opening == Opening::PowerCut {
+            // What was recovered may equal what was read and still be in the page cache only: an
+            // earlier opening may have come as far as this.
+            self.table.touch_used();
+        }
         if in_doubt {
             self.geometry()
                 .all_zones()
@@ -265,7 +271,18 @@ impl<M: Medium> Volume<M> {
         Op::Deallocate { offset, len }
     }
 
-    pub(super) fn set_header(
+    /// Notes in the header that a sync failed. In the page cache only, for nobody else needs to know:
+    /// after another boot there is nothing left to doubt.
+    pub(super) fn mark_in_doubt(&self) -> io::Result<()> {
+        let mut held = self.header.lock();
+        let mut header = held.header.clone();
+        header.state = OpenState::InDoubt;
+        mark_header(&self.medium, &held.key, &mut header)?;
+        held.header = header;
+        Ok(())
+    }
+
+    fn set_header(
         &self,
         state: OpenState,
         change: impl FnOnce(&mut Header),

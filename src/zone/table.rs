@@ -449,7 +449,7 @@ impl Table {
             // Full by a write or a finish that no sync covers yet: that is waited for.
             ZoneState::Full => {
                 return Ok(Admission::Granted(Finished {
-                    pending: zone.listed,
+                    pending: zone.listed || zone.touched,
                     ..Finished::default()
                 }));
             }
@@ -547,6 +547,14 @@ impl Table {
     pub fn touch(&self, index: ZoneIndex) {
         if let Some(zone) = self.inner.lock().zone(index) {
             zone.touched = true;
+        }
+    }
+
+    /// Has the record written again of every zone that holds something or is not empty.
+    pub fn touch_used(&self) {
+        for zone in &mut self.inner.lock().zones {
+            let unused = zone.state == ZoneState::Empty || zone.state == ZoneState::NotWritePointer;
+            zone.touched |= zone.state != ZoneState::Offline && (!unused || zone.written.0 > 0);
         }
     }
 

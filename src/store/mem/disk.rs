@@ -406,6 +406,15 @@ impl Disk {
         self.count(|c| c.failed_syncs += 1);
     }
 
+    /// Reads see the medium again, where writes in doubt did not arrive.
+    pub(super) fn forget_doubted(&mut self) {
+        self.changes.retain(|change| change.doubted.is_none());
+        self.seen = self.durable.clone();
+        for change in &self.changes {
+            change.apply(&mut self.seen);
+        }
+    }
+
     // Behind everybody's back.
 
     pub(super) fn peek(&self, offset: u64, buf: &mut [u8]) {

@@ -199,6 +199,8 @@ impl Medium for NoRing {
         self.0.write_at(offset, buf)
     }
 
+    fn forget_cached(&self) {}
+
     fn sync(&self) -> io::Result<()> {
         self.0.sync()
     }

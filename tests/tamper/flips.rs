@@ -334,20 +334,17 @@ fn every_byte_of_tag_slots_beyond_the_write_pointers() {
     }
 }
 
-/// What is lost with one copy of a zone's record: nothing of a clean disk. Of an unclean one the copy that is left may be
-/// the one before. With tags a cut disk is made good from them; a killed one goes by it as it is, which is the last flush;
-/// and a cut one without tags by what that copy calls durable, which is the flush before.
+/// What is lost with one copy of a zone's record: nothing of a clean disk, and nothing with tags, which prove what the
+/// copy that is left does not know. Without tags a killed disk goes by that copy as it is, which is the last flush; and a
+/// cut one by what that copy calls durable, which is the flush before.
 fn record_end(verdict: &Verdict, shape: Shape, left: Left, zone: u32) -> &'static str {
     let missed = match verdict {
         Verdict::Unharmed => return OTHER_COPY,
         Verdict::Missed(missed) => missed,
         Verdict::Refused(why) => panic!("{why}"),
     };
-    let untagged = !shape.cipher.is_tagged();
-    assert!(
-        left == Left::Killed || (left == Left::Cut && untagged),
-        "{missed:?}"
-    );
+    let spared = shape.cipher.is_tagged() || left == Left::Clean;
+    assert!(!spared, "{missed:?}");
     let written = WRITTEN[zone as usize];
     let only = match left {
         Left::Cut if zone == FINISHED => Missed {

@@ -18,10 +18,15 @@
 //! pages of a failed write-back clean.) Writing the same place again and syncing ends the doubt.
 //!
 //! *Power cut* ([`MemControl::crash`]): of the changes since the last sync and of the writes in
-//! flight any subset survives, in any order where they overlap, each whole or torn at a sector.
+//! flight any subset survives, in any order where they overlap, each whole or torn at a sector, one
+//! perhaps landing a second time.
 //! *kill -9* ([`MemControl::kill`]): everything that took effect stays visible and what was
 //! unsynced stays unsynced, so that a power cut after the kill still can take it. What is in
-//! flight then has happened or has not ([`MemControl::kill_mid_flight`]).
+//! flight then has happened or has not ([`MemControl::kill_mid_flight`]). A test that wants every
+//! end of every moment of a run records them ([`MemControl::record`], [`Moment`], [`Cuts`]).
+//!
+//! *EIO once.* After a failed sync the kernel drops the pages it could not write sooner or later;
+//! [`MemControl::forget`] says when.
 //!
 //! *Errors.* The n-th operation of a kind, or every one that touches a range, can fail with a
 //! given error and no effect, fail with a part of its effect, or claim success and do nothing.
@@ -37,6 +42,7 @@ mod disk;
 mod draw;
 mod fault;
 mod image;
+mod moment;
 #[cfg(test)]
 mod tests;
 
@@ -54,6 +60,7 @@ use super::{Completion, Medium, Op, Store, Token};
 pub use control::{HeldOp, MemControl, Unsynced};
 pub use disk::{Deallocation, Fate};
 pub use fault::{Counts, Fault, Kind};
+pub use moment::{Cuts, Moment};
 
 use disk::{Disk, StoreId};
 
@@ -88,7 +95,7 @@ impl MemMedium {
 
     /// One whose data operations must be multiples of `alignment` bytes, or fail with EINVAL.
     pub fn with_alignment(len: u64, alignment: u64) -> Self {
-        Self::over(Disk::new(len), alignment)
+        Self::over(Disk::new(len, alignment), alignment)
     }
 
     /// The handle with the knobs.
@@ -183,12 +190,11 @@ impl Store for MemStore {
         if self.batch.is_empty() {
             return;
         }
-        let alignment = self.medium.alignment;
         self.medium
             .shared
             .disk
             .lock()
-            .accept(self.id, &mut self.batch, alignment);
+            .accept(self.id, &mut self.batch);
         self.medium.shared.changed.notify_all();
     }
 

@@ -1,6 +1,7 @@
 //! One change that a power cut may take, whole or in part.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::draw::Draw;
 use super::image::Image;
@@ -10,7 +11,8 @@ pub(super) const SECTOR: u64 = 512;
 
 #[derive(Clone)]
 pub(super) enum Content {
-    Bytes(Vec<u8>),
+    /// Shared, so that looking at a moment copies none of it.
+    Bytes(Arc<Vec<u8>>),
     Zeroes,
 }
 
@@ -64,7 +66,7 @@ impl Change {
             .filter(|part| !part.is_empty())
             .map(move |part| Self {
                 content: match &self.content {
-                    Content::Bytes(_) => Content::Bytes(self.bytes(&part).to_vec()),
+                    Content::Bytes(_) => Content::Bytes(Arc::new(self.bytes(&part).to_vec())),
                     Content::Zeroes => Content::Zeroes,
                 },
                 range: part,
@@ -113,6 +115,6 @@ pub(super) fn sectors_of(image: &Image, offset: u64, len: usize, at: u64) -> Cha
         at,
         doubted: None,
         range: start..end,
-        content: Content::Bytes(bytes),
+        content: Content::Bytes(Arc::new(bytes)),
     }
 }

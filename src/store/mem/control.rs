@@ -7,6 +7,7 @@ use super::MemMedium;
 use super::disk::{Candidate, Deallocation, Fate, kind_of, range_of};
 use super::draw::Draw;
 use super::fault::{Counts, Fault, Kind};
+use super::moment::Moment;
 
 /// An operation that is held in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,6 +147,14 @@ impl MemControl {
         self.medium.shared.disk.lock().set_deallocation(mode);
     }
 
+    /// Has the kernel drop the pages that a failed sync left in doubt; `seed` draws which of them
+    /// had reached the medium before.
+    pub fn forget(&self, seed: u64) {
+        let mut draw = Draw::new(seed);
+        let mut disk = self.medium.shared.disk.lock();
+        disk.forget(|| draw.below(2) == 0);
+    }
+
     // Behind everybody's back.
 
     /// The bytes that a read would see, past all faults and counts.
@@ -167,67 +176,48 @@ impl MemControl {
 
     // Ends. This image goes on as if nothing had been: one moment has as many ends as are wanted.
 
+    /// The image as it is now.
+    pub fn moment(&self) -> Moment {
+        self.medium.shared.disk.lock().moment()
+    }
+
+    /// From now on keeps the moment before every change and every sync, or stops that and throws
+    /// away those that were not taken.
+    pub fn record(&self, on: bool) {
+        self.medium.shared.disk.lock().record(on);
+    }
+
+    /// The moments that were kept since the last call, oldest first.
+    pub fn take_moments(&self) -> Vec<Moment> {
+        self.medium.shared.disk.lock().take_moments()
+    }
+
     /// What a power cut now could take, oldest first.
     pub fn unsynced(&self) -> Vec<Unsynced> {
-        let disk = self.medium.shared.disk.lock();
-        disk.candidates().iter().map(Unsynced::from).collect()
+        let moment = self.moment();
+        moment.candidates().iter().map(Unsynced::from).collect()
     }
 
     /// The image as a power cut leaves it: which changes survive, whole or torn, and in what
     /// order, is drawn from `seed`.
     pub fn crash(&self, seed: u64) -> MemMedium {
-        /// Chances that a change survives, in quarters: everything and nothing among them.
-        const QUARTERS: u64 = 4;
-        let mut draw = Draw::new(seed);
-        let chance = draw.below(QUARTERS + 1);
-        let disk = self.medium.shared.disk.lock();
-        let mut fates: Vec<(Candidate, Fate)> = disk
-            .candidates()
-            .into_iter()
-            .map(|candidate| {
-                let survives = draw.below(QUARTERS) < chance;
-                let torn = draw.below(QUARTERS) == 0;
-                let seed = draw.next();
-                let fate = match (survives, torn) {
-                    (false, _) => Fate::Lost,
-                    (true, false) => Fate::Kept,
-                    (true, true) => Fate::Torn(seed),
-                };
-                (candidate, fate)
-            })
-            .collect();
-        if draw.below(2) == 0 {
-            draw.shuffle(&mut fates);
-        }
-        self.reborn(disk.after_cut(&fates))
+        self.moment().crash(seed)
     }
 
     /// The image as a power cut leaves it that treats each change as `decide` says; survivors in
     /// the order in which they took effect.
-    pub fn crash_with(&self, mut decide: impl FnMut(&Unsynced) -> Fate) -> MemMedium {
-        let disk = self.medium.shared.disk.lock();
-        let decide = |candidate: Candidate| {
-            let fate = decide(&Unsynced::from(&candidate));
-            (candidate, fate)
-        };
-        let fates: Vec<_> = disk.candidates().into_iter().map(decide).collect();
-        self.reborn(disk.after_cut(&fates))
+    pub fn crash_with(&self, decide: impl FnMut(&Unsynced) -> Fate) -> MemMedium {
+        self.moment().crash_with(decide)
     }
 
     /// The image as a kill of the process leaves it. Nothing of what is in flight happens.
     pub fn kill(&self) -> MemMedium {
-        let disk = self.medium.shared.disk.lock();
-        self.reborn(disk.after_kill(|| false))
+        self.moment().kill_with(|| false)
     }
 
     /// The same, with that of what is in flight happening which `seed` draws.
     pub fn kill_mid_flight(&self, seed: u64) -> MemMedium {
         let mut draw = Draw::new(seed);
-        let disk = self.medium.shared.disk.lock();
-        self.reborn(disk.after_kill(|| draw.below(2) == 0))
-    }
-
-    fn reborn(&self, disk: super::disk::Disk) -> MemMedium {
-        MemMedium::over(disk, self.medium.alignment)
+        self.moment().kill_with(|| draw.below(2) == 0)
     }
 }

@@ -12,6 +12,7 @@ use super::change::{Change, Content, SECTOR, index, sectors_of};
 use super::draw::Draw;
 use super::fault::{Counts, Fault, Kind, Traps, error};
 use super::image::Image;
+use super::moment::{Flying, Landing, Moment};
 
 /// What a deallocation does to the bytes: the contract allows zeroes and the old ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,8 +76,9 @@ pub(super) fn range_of(op: &Op) -> (u64, u64) {
 }
 
 /// An unsynced change or a write in flight, to one about to decide its fate.
+#[derive(Clone)]
 pub(super) struct Candidate {
-    change: Change,
+    pub(super) change: Change,
     pub(super) in_flight: bool,
 }
 
@@ -88,6 +90,7 @@ impl Candidate {
 
 pub(super) struct Disk {
     len: u64,
+    alignment: u64,
     /// What reads see.
     seen: Image,
     /// What would survive a power cut for certain.
@@ -104,12 +107,15 @@ pub(super) struct Disk {
     deallocation: Deallocation,
     deallocation_draw: Draw,
     counts: Arc<Mutex<Counts>>,
+    /// Moments kept for who looks at all of them.
+    moments: Option<Vec<Moment>>,
 }
 
 impl Disk {
-    pub(super) fn new(len: u64) -> Self {
+    pub(super) fn new(len: u64, alignment: u64) -> Self {
         Self {
             len,
+            alignment,
             seen: Image::default(),
             durable: Image::default(),
             changes: Vec::new(),
@@ -122,6 +128,7 @@ impl Disk {
             deallocation: Deallocation::Zeroes,
             deallocation_draw: Draw::new(0),
             counts: Arc::default(),
+            moments: None,
         }
     }
 
@@ -169,7 +176,8 @@ impl Disk {
     }
 
     /// Takes over a batch, and does at once what is not to be held.
-    pub(super) fn accept(&mut self, store: StoreId, batch: &mut Vec<(Op, Token)>, alignment: u64) {
+    pub(super) fn accept(&mut self, store: StoreId, batch: &mut Vec<(Op, Token)>) {
+        let alignment = self.alignment;
         // One time for the whole batch: a sync does not cover the writes it was submitted with.
         let handed_over = self.now();
         if let Some(draw) = &mut self.shuffle {
@@ -215,7 +223,10 @@ impl Disk {
         }
         let end = match errno {
             Some(errno) => {
-                self.count(|c| c.failed += 1);
+                self.count(|c| {
+                    c.failed += 1;
+                    c.note_error(kind_of(&op), Fault::Fail(errno));
+                });
                 if matches!(op, Op::Sync) {
                     self.doubt(handed_over);
                 }
@@ -266,10 +277,13 @@ impl Disk {
     /// The fault that was set for an operation, if one was. Counts it.
     fn trap(&mut self, kind: Kind, offset: u64, len: u64) -> Option<Fault> {
         let fault = self.traps.spring(kind, offset, len)?;
-        self.count(|c| match fault {
-            Fault::Tear(..) if kind != Kind::Sync => c.torn += 1,
-            Fault::Fail(_) | Fault::Tear(..) => c.failed += 1,
-            Fault::Lose => c.lost += 1,
+        self.count(|c| {
+            match fault {
+                Fault::Tear(..) if kind != Kind::Sync => c.torn += 1,
+                Fault::Fail(_) | Fault::Tear(..) => c.failed += 1,
+                Fault::Lose => c.lost += 1,
+            }
+            c.note_error(kind, fault);
         });
         Some(fault)
     }
@@ -320,13 +334,14 @@ impl Disk {
         if buf.is_empty() {
             return;
         }
+        self.note_moment();
         self.seen.write(offset, buf);
         let at = self.now();
         self.changes
             .push(sectors_of(&self.seen, offset, buf.len(), at));
     }
 
-    fn deallocate(&mut self, offset: u64, len: u64) -> io::Result<()> {
+    pub(super) fn deallocate(&mut self, offset: u64, len: u64) -> io::Result<()> {
         self.check(offset, len, libc::EINVAL)?;
         match self.trap(Kind::Deallocate, offset, len) {
             Some(Fault::Fail(errno) | Fault::Tear(errno, _)) => return Err(error(errno)),
@@ -351,6 +366,7 @@ impl Disk {
         if from == to {
             return Ok(());
         }
+        self.note_moment();
         let change = Change {
             at: self.now(),
             doubted: None,
@@ -364,6 +380,7 @@ impl Disk {
 
     /// Makes durable what took effect before `handed_over`.
     pub(super) fn sync(&mut self, handed_over: u64) -> io::Result<()> {
+        self.note_moment();
         match self.trap(Kind::Sync, 0, 0) {
             Some(Fault::Fail(errno) | Fault::Tear(errno, _)) => {
                 self.doubt(handed_over);
@@ -432,7 +449,7 @@ impl Disk {
             }
             if matches!(change.content, Content::Zeroes) {
                 let len = index(change.range.end - change.range.start);
-                change.content = Content::Bytes(vec![0; len]);
+                change.content = Content::Bytes(Arc::new(vec![0; len]));
             }
             if let Content::Bytes(content) = &mut change.content {
                 let len = index(range.end - range.start);
@@ -440,7 +457,7 @@ impl Disk {
                     index(range.start - change.range.start),
                     index(range.start - gone.start),
                 );
-                content[to..to + len].copy_from_slice(&bytes[from..from + len]);
+                Arc::make_mut(content)[to..to + len].copy_from_slice(&bytes[from..from + len]);
             }
         }
         self.count(|c| c.overwritten += bytes.len() as u64);
@@ -448,99 +465,96 @@ impl Disk {
 
     // Ends.
 
-    /// What a power cut could take or leave, oldest first, what is in flight last.
-    pub(super) fn candidates(&self) -> Vec<Candidate> {
-        let unsynced = self.changes.iter().map(|change| Candidate {
-            change: change.clone(),
-            in_flight: false,
+    /// The disk as it is now.
+    pub(super) fn moment(&self) -> Moment {
+        let flying = self.held.iter().filter_map(|held| {
+            let landing = match &held.op {
+                Op::Write { offset, buf } => Landing::Write {
+                    offset: *offset,
+                    bytes: Arc::new(buf.to_vec()),
+                },
+                Op::Deallocate { offset, len } => Landing::Deallocate {
+                    offset: *offset,
+                    len: *len,
+                },
+                Op::Read { .. } | Op::ReadMetadata { .. } | Op::Sync => return None,
+            };
+            let id = held.id;
+            Some(Flying { id, landing })
         });
-        let in_flight = self.held.iter().filter_map(|held| match &held.op {
-            Op::Write { offset, buf } if !buf.is_empty() => {
-                let mut seen = self.seen.clone();
-                seen.write(*offset, buf);
-                Some(sectors_of(&seen, *offset, buf.len(), held.id))
-            }
-            Op::Deallocate { offset, len } if self.deallocation != Deallocation::Keeps => {
-                let (first, end) = (offset.div_ceil(SECTOR), (offset + len) / SECTOR);
-                (first < end).then_some(Change {
-                    at: held.id,
-                    doubted: None,
-                    range: first * SECTOR..end * SECTOR,
-                    content: Content::Zeroes,
-                })
-            }
-            _ => None,
-        });
-        let in_flight = in_flight.map(|change| Candidate {
-            change,
-            in_flight: true,
-        });
-        unsynced.chain(in_flight).collect()
-    }
-
-    /// The disk after a power cut that treated the candidates so, those that survived in the
-    /// given order.
-    pub(super) fn after_cut(&self, fates: &[(Candidate, Fate)]) -> Self {
-        let mut image = self.durable.clone();
-        for (candidate, fate) in fates {
-            match fate {
-                Fate::Lost => {}
-                Fate::Kept => candidate.change.apply(&mut image),
-                Fate::Torn(seed) => candidate.change.tear(&mut image, *seed),
-            }
-        }
-        self.count(|c| {
-            c.cuts += 1;
-            for (candidate, fate) in fates {
-                match fate {
-                    Fate::Lost => c.cut_lost += 1,
-                    Fate::Kept => c.cut_kept += 1,
-                    Fate::Torn(_) => c.cut_torn += 1,
-                }
-                c.cut_in_flight += u64::from(candidate.in_flight && *fate != Fate::Lost);
-            }
-        });
-        Self {
-            seen: image.clone(),
-            durable: image,
-            ..self.heir()
-        }
-    }
-
-    /// The disk as the kernel has it once the process is gone; of what is in flight, that happens
-    /// which `lets_through` says.
-    pub(super) fn after_kill(&self, mut lets_through: impl FnMut() -> bool) -> Self {
-        let mut heir = Self {
+        Moment {
+            len: self.len,
+            alignment: self.alignment,
             seen: self.seen.clone(),
             durable: self.durable.clone(),
             changes: self.changes.clone(),
+            flying: flying.collect(),
             clock: self.clock,
-            ..self.heir()
-        };
-        self.count(|c| c.kills += 1);
-        for held in &self.held {
-            let effect = match &held.op {
-                Op::Write { offset, buf } => {
-                    lets_through() && heir.write(Kind::Write, *offset, buf).is_ok()
-                }
-                Op::Deallocate { offset, len } => {
-                    lets_through() && heir.deallocate(*offset, *len).is_ok()
-                }
-                Op::Read { .. } | Op::ReadMetadata { .. } | Op::Sync => false,
-            };
-            self.count(|c| c.kill_in_flight += u64::from(effect));
+            deallocation: self.deallocation,
+            deallocation_draw: self.deallocation_draw.clone(),
+            counts: Arc::clone(&self.counts),
         }
+    }
+
+    /// A disk that begins where `moment` was, with these bytes, no fault set and nobody connected.
+    /// It goes on counting where that one did.
+    pub(super) fn of(moment: &Moment, seen: Image, durable: Image) -> Self {
+        let mut heir = Self::new(moment.len, moment.alignment);
+        heir.seen = seen;
+        heir.durable = durable;
+        heir.deallocation = moment.deallocation;
+        heir.deallocation_draw = moment.deallocation_draw.clone();
+        heir.counts = Arc::clone(&moment.counts);
         heir
     }
 
-    /// An empty disk of the same length and habits, with no fault set and nobody connected. It
-    /// goes on counting where this one does.
-    fn heir(&self) -> Self {
-        let mut heir = Self::new(self.len);
-        heir.deallocation = self.deallocation;
-        heir.deallocation_draw = self.deallocation_draw.clone();
-        heir.counts = Arc::clone(&self.counts);
-        heir
+    /// Takes over what is not synced, and the clock that orders it.
+    pub(super) fn inherit(&mut self, changes: Vec<Change>, clock: u64) {
+        self.changes = changes;
+        self.clock = clock;
+    }
+
+    /// Keeps the moment before every change from now on, or stops that.
+    pub(super) fn record(&mut self, on: bool) {
+        self.moments = on.then(Vec::new);
+    }
+
+    /// The moments that were kept since the last call.
+    pub(super) fn take_moments(&mut self) -> Vec<Moment> {
+        self.moments
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
+    fn note_moment(&mut self) {
+        if self.moments.is_some() {
+            let moment = self.moment();
+            if let Some(moments) = &mut self.moments {
+                moments.push(moment);
+            }
+        }
+    }
+
+    /// What the kernel does some time after a failed sync: it drops pages that it could not write.
+    /// Of those in doubt some reached the medium all the same, as `landed` says; reads see what is
+    /// there now.
+    pub(super) fn forget(&mut self, mut landed: impl FnMut() -> bool) {
+        let (doubted, rest): (Vec<Change>, Vec<Change>) = std::mem::take(&mut self.changes)
+            .into_iter()
+            .partition(|change| change.doubted.is_some());
+        for change in &doubted {
+            if landed() {
+                change.apply(&mut self.durable);
+            } else {
+                self.count(|c| c.forgotten += 1);
+            }
+        }
+        self.seen = self.durable.clone();
+        for change in &rest {
+            change.apply(&mut self.seen);
+        }
+        self.changes = rest;
     }
 }
 

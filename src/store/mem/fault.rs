@@ -157,6 +157,44 @@ pub struct Counts {
     pub kill_in_flight: u64,
     /// Bytes changed behind everybody's back.
     pub overwritten: u64,
+    /// Reads that failed, of data or metadata.
+    pub read_errors: u64,
+    /// Writes that failed with EIO or any errno but ENOSPC, with no effect.
+    pub write_errors: u64,
+    /// Writes that failed with ENOSPC, whole or short.
+    pub full_errors: u64,
+    /// Writes that failed with a part of their effect.
+    pub short_writes: u64,
+    /// Changes in doubt that the kernel forgot, so that reads see the old bytes again.
+    pub forgotten: u64,
+    /// Power cuts in which survivors landed in another order.
+    pub cut_shuffled: u64,
+    /// Power cuts in which a write landed a second time, behind younger ones.
+    pub cut_duplicated: u64,
+    /// Sectors that a power cut took back to what was durable.
+    pub sectors_lost: u64,
+    /// Sectors that a power cut left as they were.
+    pub sectors_kept: u64,
+    /// Sectors in which a power cut left an older unsynced version.
+    pub sectors_stale: u64,
+}
+
+impl Counts {
+    /// Sorts an error by its kind.
+    pub(super) fn note_error(&mut self, kind: Kind, fault: Fault) {
+        let write = matches!(kind, Kind::Write | Kind::MetadataWrite);
+        match (kind, fault) {
+            (_, Fault::Lose) => {}
+            (Kind::Read | Kind::MetadataRead, _) => self.read_errors += 1,
+            (_, Fault::Fail(libc::ENOSPC)) if write => self.full_errors += 1,
+            (_, Fault::Fail(_)) if write => self.write_errors += 1,
+            (_, Fault::Tear(errno, _)) if write => {
+                self.short_writes += 1;
+                self.full_errors += u64::from(errno == libc::ENOSPC);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// The error of a fault.

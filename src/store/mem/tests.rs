@@ -493,3 +493,95 @@ fn after_a_cut_a_sector_holds_one_of_its_versions_since_the_sync() {
         );
     }
 }
+
+/// Every end of a cut, by its number: each sector's content after it.
+fn ends(cuts: &Cuts, count: usize) -> BTreeSet<Vec<u8>> {
+    let all = cuts.count(1000).unwrap();
+    (0..all)
+        .map(|number| sectors(&cuts.numbered(number), count))
+        .collect()
+}
+
+#[test]
+fn the_ends_of_a_moment_are_all_versions_of_each_sector() {
+    let (_, mut store, control) = disk();
+    run_ok(&mut store, vec![write(1, 0, 2)]);
+    run_ok(&mut store, vec![Op::Sync]);
+    run_ok(&mut store, vec![write(2, 0, 1)]);
+    run_ok(&mut store, vec![write(3, 0, 2)]);
+    control.hold(&[Kind::Write]);
+    run(&mut store, vec![write(4, 2, 1)]);
+    let cuts = control.moment().cuts();
+    assert_eq!((cuts.sectors(), cuts.count(11)), (3, None));
+    let mut expected = BTreeSet::new();
+    for first in [1, 2, 3] {
+        for second in [1, 3] {
+            for third in [0, 4] {
+                expected.insert(vec![first, second, third]);
+            }
+        }
+    }
+    assert_eq!(ends(&cuts, 3), expected);
+    assert_eq!(
+        sectors(&cuts.end(|versions| versions - 1), 3),
+        [3, 3, 4],
+        "the last version is the youngest"
+    );
+}
+
+#[test]
+fn a_deallocation_in_flight_happens_or_not() {
+    let (_, mut store, control) = disk();
+    run_ok(&mut store, vec![write(1, 0, 1)]);
+    run_ok(&mut store, vec![Op::Sync]);
+    control.hold(&[Kind::Deallocate]);
+    run(
+        &mut store,
+        vec![Op::Deallocate {
+            offset: 0,
+            len: 512,
+        }],
+    );
+    let cuts = control.moment().cuts();
+    assert_eq!(ends(&cuts, 1), BTreeSet::from([vec![0], vec![1]]));
+    control.set_deallocation(Deallocation::Keeps);
+    assert_eq!(control.moment().cuts().sectors(), 0, "nothing changes");
+}
+
+#[test]
+fn moments_are_kept_before_every_change_and_sync() {
+    let (medium, mut store, control) = disk();
+    run_ok(&mut store, vec![write(1, 0, 1)]);
+    control.record(true);
+    run_ok(&mut store, vec![write(2, 0, 1), Op::Sync]);
+    medium.write_at(0, &[3; 512]).unwrap();
+    let seen: Vec<u8> = control
+        .take_moments()
+        .iter()
+        .map(|moment| moment.peek(0, 1)[0])
+        .collect();
+    assert_eq!(seen, [1, 2, 2]);
+    assert!(control.take_moments().is_empty(), "they were taken");
+    control.record(false);
+    run_ok(&mut store, vec![write(4, 0, 1)]);
+    assert!(control.take_moments().is_empty());
+}
+
+#[test]
+fn what_the_kernel_forgets_after_a_failed_sync_is_gone_from_reads_too() {
+    let mut outcomes = BTreeSet::new();
+    for seed in 0..40 {
+        let (medium, mut store, control) = disk();
+        control.fail_nth(Kind::Sync, 1, Fault::Fail(libc::EIO));
+        run_ok(&mut store, vec![write(1, 0, 1), write(2, 1, 1)]);
+        run(&mut store, vec![Op::Sync]);
+        run_ok(&mut store, vec![write(3, 2, 1)]);
+        control.forget(seed);
+        let now = sectors(&medium, 3);
+        assert_eq!(now[2], 3, "not in doubt");
+        let cut = sectors(&control.crash_with(|_| Fate::Lost), 3);
+        assert_eq!(cut[..2], now[..2], "what reads see is what is there");
+        outcomes.insert(now);
+    }
+    assert_eq!(outcomes.len(), 4);
+}

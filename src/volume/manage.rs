@@ -28,7 +28,9 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         }
     }
 
-    /// Finishing seals what was written, so it is durable when it completes.
+    /// Finishing seals what was written: it is durable when it completes, and the record says so. Else
+    /// a block that rots before a power cut would end the zone there, and what lies behind it would
+    /// read as zeroes for good, since the zone stays full.
     pub(super) fn finish_zone(&mut self, id: u32, zone: ZoneIndex, ticket: Ticket) {
         match self.volume.table.finish(zone, ticket) {
             Ok(Admission::Granted(finished)) if finished.pending => {
@@ -38,7 +40,9 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                         return self.finish(id, Status::IoError);
                     }
                 }
-                self.wait_for_sync(id, Outcome::Done(Status::Ok, 0));
+                // Without tags a round is not over before its records are durable.
+                let rounds = if self.volume.tagged { 2 } else { 1 };
+                self.wait_for_syncs(id, Outcome::Done(Status::Ok, 0), rounds);
             }
             Ok(Admission::Granted(_)) => self.finish(id, Status::Ok),
             other => self.not_granted(id, &other),

@@ -106,8 +106,8 @@ pub(super) enum Stage {
     Transfer(Transfer),
     /// Written; waits for its turn in the zone's line.
     InLine(Outcome),
-    /// Waits for a sync, then ends so.
-    Sync(Outcome),
+    /// Waits for so many syncs, one after another, then ends so.
+    Sync(Outcome, u8),
     /// Zones being reset.
     Reset(Reset),
 }

@@ -9,7 +9,7 @@
 //! old one still proves what it proved, and records only ever say more.
 //!
 //! *Closing.* Data, then records that call it durable, then those records' other copies, then the
-//! header with the root, each synced before the next.
+//! header with the root in both copies, each synced before the next.
 
 use std::fs;
 use std::io;
@@ -329,7 +329,9 @@ impl<M: Medium> Volume<M> {
             &self.record_key,
         )?;
         let root = records_root(&self.record_key, &records);
-        self.set_header(OpenState::Clean, |header| header.records_root = root)
+        // Twice, so that both copies say it: neither is worth putting back.
+        self.set_header(OpenState::Clean, |header| header.records_root = root)?;
+        self.set_header(OpenState::Clean, |_| {})
     }
 }
 

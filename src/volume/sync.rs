@@ -42,11 +42,16 @@ struct Active {
 impl<M: Medium, P: Payload> Channel<M, P> {
     /// Has operation `id` wait for a round that begins after now; then it ends with `outcome`.
     pub(super) fn wait_for_sync(&mut self, id: u32, outcome: Outcome) {
+        self.wait_for_syncs(id, outcome, 1);
+    }
+
+    /// The same for `rounds` rounds: the second makes durable what the records said after the first.
+    pub(super) fn wait_for_syncs(&mut self, id: u32, outcome: Outcome, rounds: u8) {
         if self.volume.is_read_only() {
             self.end(id, outcome);
             return;
         }
-        self.set_stage(id, Stage::Sync(outcome));
+        self.set_stage(id, Stage::Sync(outcome, rounds));
         self.join_sync(id);
     }
 
@@ -147,10 +152,13 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     pub(super) fn synced(&mut self, id: u32, ok: bool) {
         self.round.joined = self.round.joined.saturating_sub(1);
         match self.op(id).map(|op| &op.stage) {
-            Some(Stage::Sync(outcome)) => {
-                let outcome = *outcome;
+            Some(Stage::Sync(outcome, rounds)) => {
+                let (outcome, rounds) = (*outcome, *rounds);
                 if ok && !self.volume.has_failed_sync() {
-                    self.end(id, outcome);
+                    match rounds {
+                        0 | 1 => self.end(id, outcome),
+                        _ => self.wait_for_syncs(id, outcome, rounds - 1),
+                    }
                 } else {
                     self.finish(id, Status::IoError);
                 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use log::error;
 
-use crate::geometry::{Generation, SECTOR_SIZE, Sector, ZoneIndex, ZoneType};
+use crate::geometry::{Blocks, Generation, SECTOR_SIZE, Sector, ZoneIndex, ZoneType};
 use crate::keyslot::{KeyCache, KeyId, KeyRef, KeyslotError};
 use crate::limit::LogLimit;
 use crate::request::{Command, Outcome, Span, Status, ZoneAction, blocks_of};
@@ -214,6 +214,12 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             Ok(Admission::Granted(grant)) => {
                 if let Some(closed) = grant.closed {
                     self.touch(closed);
+                }
+                if grant.start == Blocks(0) {
+                    // If the daemon is killed meanwhile, the zone is not empty, and a reset of it has
+                    // something to erase.
+                    let (volume, queue) = (&self.volume, self.queue);
+                    volume.publish(grant.zone, queue, &mut self.released);
                 }
                 let sector = self.volume.geometry().block_sector(grant.zone, grant.start);
                 let span = Span { sector, len };
@@ -517,6 +523,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 _ => {}
             }
         }
+        self.volume.table.forget_life(self.life);
         self.abandon_sync();
     }
 }

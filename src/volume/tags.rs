@@ -268,8 +268,8 @@ mod tests {
     }
 
     fn slots(first: u64, count: u64) -> Vec<u8> {
-        let len = count as usize * SLOT_LEN;
-        pages(8)[first as usize * SLOT_LEN..][..len].to_vec()
+        let bytes = |slots: u64| usize::try_from(slots).unwrap() * SLOT_LEN;
+        pages(8)[bytes(first)..][..bytes(count)].to_vec()
     }
 
     #[test]

@@ -157,6 +157,12 @@ impl Line {
         }
     }
 
+    /// Nobody of channel `life` waits any more.
+    pub(super) fn forget_life(&mut self, life: u32) {
+        self.parked.retain(|ticket| ticket.life != life);
+        self.retrying.retain(|ticket| ticket.life != life);
+    }
+
     /// `ticket` has begun again, whatever came of it.
     pub(super) fn retried(&mut self, ticket: Ticket) {
         self.retrying.retain(|&waiting| waiting != ticket);

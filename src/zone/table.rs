@@ -558,6 +558,14 @@ impl Table {
         }
     }
 
+    /// Forgets what operations of a channel that is given up wait for.
+    pub fn forget_life(&self, life: u32) {
+        let zones = &mut self.inner.lock().zones;
+        for line in zones.iter_mut().filter_map(|zone| zone.line.as_mut()) {
+            line.forget_life(life);
+        }
+    }
+
     /// Ends a reset; [`Table::settle`] then frees who waits for the zone.
     pub fn end_reset(&self, index: ZoneIndex, ok: bool) {
         let mut inner = self.inner.lock();

@@ -4,6 +4,7 @@
     reason = "patterns are made of the low bits of positions"
 )]
 
+mod cuts;
 mod races;
 mod tagged;
 

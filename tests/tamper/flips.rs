@@ -595,6 +595,46 @@ fn random_flips_in_blocks_of_the_usual_size() {
     }
 }
 
+/// Slots that a read has kept in memory are no excuse for data that changed since; and while they are kept, damage to
+/// those on the medium does no harm.
+#[test]
+fn every_byte_with_slots_in_memory() {
+    for cipher in TAGGED {
+        let shape = shape(cipher);
+        let places = Places::of(shape);
+        let cached = zonevault::volume::Options {
+            tag_cache: 1 << 20,
+            ..UNCACHED
+        };
+        let mut disk = Disk::open(medium_of(&image(shape, Left::Clean)), cached).unwrap();
+        let control = disk.medium().control();
+        let sound = content(shape)[PARTLY as usize].clone();
+        assert_eq!(disk.read(PARTLY, 0, sound.len()).as_ref(), Ok(&sound));
+        let mut tally = Tally::default();
+        for block in 0..WRITTEN[PARTLY as usize] {
+            let start = usize::try_from(block).unwrap() * shape.block_len();
+            let (data, slot) = (places.data(PARTLY, block), places.slot(PARTLY, block));
+            for at in data.clone().chain(slot) {
+                let offset = at as u64;
+                let byte = control.peek(offset, 1)[0];
+                control.overwrite(offset, &[byte ^ bit(at)]);
+                let found = disk.block(PARTLY, block);
+                if data.contains(&at) {
+                    assert_eq!(found, Err(Status::IoError), "byte {at}");
+                    tally.add("data", ERROR);
+                } else {
+                    assert_eq!(found.unwrap(), sound[start..start + shape.block_len()]);
+                    tally.add("tag slot", "harmless: its sound self is in memory");
+                }
+                control.overwrite(offset, &[byte]);
+                assert!(disk.block(PARTLY, block).is_ok(), "put right again");
+            }
+        }
+        println!("{cipher}, slots in memory:");
+        report(&tally, &[("data", 5 * 512), ("tag slot", 5 * 32)]);
+    }
+}
+
 /// The whole of what the other tests take apart: no byte of an image is in none of their classes.
 #[test]
 fn the_classes_cover_the_image() {

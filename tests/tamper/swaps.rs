@@ -1,6 +1,8 @@
-//! Blocks and tag slots that change places: within a zone, between zones, between volumes.
+//! What changes places: blocks and tag slots within a zone, between zones, between volumes; and metadata.
 
 use zonevault::crypt::Cipher;
+use zonevault::format::HeaderCopy;
+use zonevault::zone::RecordCopy;
 
 use crate::scene::{
     FULL, Left, Missed, PARTLY, Places, RESET, Range, TAGGED, TAIL, Tally, UNCACHED, Verdict,
@@ -177,4 +179,169 @@ fn without_tags_swapped_blocks_read_as_noise() {
         ..Missed::default()
     };
     assert_eq!(verdict, Verdict::Missed(missed));
+}
+
+// Metadata.
+
+const BOTH: [RecordCopy; 2] = [RecordCopy::A, RecordCopy::B];
+
+fn refused(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Refused(why) if !why.is_empty())
+}
+
+#[test]
+fn header_copies_that_change_places() {
+    let shape = shape(Cipher::Aes256Gcm);
+    let places = Places::of(shape);
+    for left in Left::ALL {
+        let sound = image(shape, left);
+        let expected = expected(shape, &sound, left);
+        let mut bytes = sound.clone();
+        let [a, b] = HeaderCopy::BOTH.map(|copy| places.header(copy));
+        swap(&mut bytes, a.clone(), b.clone());
+        assert!(refused(&judge(shape, &bytes, left.options(), &expected)));
+        // One of them twice: it is not the other copy's place.
+        for (from, to) in [(&a, &b), (&b, &a)] {
+            let mut bytes = sound.clone();
+            bytes.copy_within(from.clone(), to.start);
+            let verdict = judge(shape, &bytes, left.options(), &expected);
+            assert_eq!(verdict, Verdict::Unharmed, "{left:?}");
+        }
+    }
+}
+
+#[test]
+fn records_that_change_places() {
+    let shape = shape(Cipher::Aes256Gcm);
+    let places = Places::of(shape);
+    for left in Left::ALL {
+        let sound = image(shape, left);
+        let expected = expected(shape, &sound, left);
+        for zone in 0..shape.zones {
+            let mut bytes = sound.clone();
+            let [a, b] = BOTH.map(|copy| places.record(copy, zone));
+            swap(&mut bytes, a, b);
+            let verdict = judge(shape, &bytes, left.options(), &expected);
+            assert_eq!(
+                verdict,
+                Verdict::Unharmed,
+                "either copy may hold the newest"
+            );
+            let other = (zone + 1) % shape.zones;
+            let mut bytes = sound.clone();
+            for copy in BOTH {
+                swap(
+                    &mut bytes,
+                    places.record(copy, zone),
+                    places.record(copy, other),
+                );
+            }
+            let verdict = judge(shape, &bytes, left.options(), &expected);
+            let mut offline = vec![zone, other];
+            offline.sort_unstable();
+            let missed = Missed {
+                offline,
+                ..Missed::default()
+            };
+            match left {
+                Left::Clean => assert!(refused(&verdict), "{zone}"),
+                _ => assert_eq!(verdict, Verdict::Missed(missed), "{left:?} {zone}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn metadata_of_another_volume() {
+    let shape = shape(Cipher::Aes256Gcm);
+    let places = Places::of(shape);
+    for left in Left::ALL {
+        let (sound, other) = (image(shape, left), image(shape, left));
+        let expected = expected(shape, &sound, left);
+        let with = |ranges: &[Range]| {
+            let mut bytes = sound.clone();
+            for range in ranges {
+                bytes[range.clone()].copy_from_slice(&other[range.clone()]);
+            }
+            judge(shape, &bytes, left.options(), &expected)
+        };
+        let headers = HeaderCopy::BOTH.map(|copy| places.header(copy));
+        // Either header alone: the protector does not open it, or it is the older one and nobody looks at it.
+        let alone = headers.clone().map(|header| with(&[header]));
+        assert_eq!(
+            alone.iter().filter(|end| refused(end)).count(),
+            1,
+            "{left:?}"
+        );
+        assert!(alone.contains(&Verdict::Unharmed), "{left:?}");
+        assert!(refused(&with(&headers)));
+        assert!(refused(&with(&[places.protector(0)])));
+        let unlocking = 0..places.gap().start;
+        let records = places.records();
+        let all = with(&[records.clone()]);
+        let offline = (0..shape.zones).collect();
+        let missed = Missed {
+            offline,
+            ..Missed::default()
+        };
+        match left {
+            Left::Clean => {
+                assert!(refused(&all));
+                assert!(refused(&with(&[unlocking.clone()])));
+            }
+            _ => {
+                assert_eq!(all, Verdict::Missed(missed.clone()));
+                assert_eq!(with(&[unlocking.clone()]), Verdict::Missed(missed));
+            }
+        }
+        // All of it: that is the other disk, and none of the blocks are its own.
+        let bad = (0..).zip(&WRITTEN).flat_map(|(zone, &written)| {
+            let first = match left {
+                // Of this zone no more is taken for its own than what is durable.
+                Left::Cut if zone == TAIL => crate::scene::FLUSHED[TAIL as usize],
+                _ => written,
+            };
+            (0..first).map(move |block| (zone, block))
+        });
+        let bad: Vec<_> = bad.collect();
+        match with(&[unlocking, records]) {
+            Verdict::Missed(missed) => {
+                assert_eq!(missed.bad, bad);
+                assert!(
+                    missed.wrong.is_empty() && missed.zeroes.is_empty(),
+                    "{missed:?}"
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn an_image_that_is_shorter_is_refused_and_a_longer_one_is_none_the_worse() {
+    for cipher in [Cipher::Aes256Gcm, Cipher::Aes256Xts] {
+        let shape = shape(cipher);
+        let places = Places::of(shape);
+        let sound = image(shape, Left::Clean);
+        let expected = expected(shape, &sound, Left::Clean);
+        let ends = [
+            0,
+            1,
+            4096,
+            8191,
+            8192,
+            places.gap().start,
+            places.records().start,
+            places.records().end,
+            places.data(PARTLY, 1).start,
+            sound.len() - 1,
+        ];
+        for end in ends {
+            let verdict = judge(shape, &sound[..end], UNCACHED, &expected);
+            assert!(refused(&verdict), "{end}: {verdict:?}");
+        }
+        let longer = [sound, vec![0x5a; 5000]].concat();
+        let verdict = judge(shape, &longer, UNCACHED, &expected);
+        assert_eq!(verdict, Verdict::Unharmed);
+    }
 }

@@ -461,7 +461,7 @@ impl Campaign {
             for (_, known) in self.workers.iter_mut().flat_map(|w| &mut w.zones) {
                 *known = Zone::default();
             }
-        } else if refused || self.shared.finished.is_some() {
+        } else if refused || self.shared.finished {
             assert_eq!(q.simple(kind::ZONE_RESET, start), status::OK);
             self.shared = Zone::default();
         }

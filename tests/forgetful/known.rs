@@ -92,8 +92,8 @@ pub struct Zone {
     pub pending: HashMap<u64, Piece>,
     /// Management command without an answer.
     pub manage: Option<u32>,
-    /// When it was finished by command.
-    pub finished: Option<u64>,
+    /// A command made it full.
+    pub finished: bool,
     /// It has refused a write, for lack of room.
     pub refused: bool,
 }
@@ -122,6 +122,14 @@ pub fn decode(bytes: &[u8], what: &str) -> Option<(u64, u64)> {
 }
 
 impl Zone {
+    /// FINISH was acknowledged, with nothing else in flight: that seals the zone, so all of it is durable.
+    pub fn finish(&mut self) {
+        self.finished = true;
+        for block in self.blocks.values_mut() {
+            block.time = 0;
+        }
+    }
+
     /// Compares a zone with what is known of it and returns what is known now. `data` is all of it, `capacity` counts
     /// blocks of `block` bytes.
     ///
@@ -161,7 +169,7 @@ impl Zone {
                 .map(durable)
                 .collect(),
             sent: filled as u64,
-            finished: (info.state == state::FULL).then_some(0),
+            finished: info.state == state::FULL,
             ..Self::default()
         }
     }
@@ -188,12 +196,11 @@ impl Zone {
         assert!(filled <= capacity, "{what}: data behind the capacity");
         if info.state == state::FULL {
             let finishing = self.manage == Some(kind::ZONE_FINISH);
-            let may = self.finished.is_some() || finishing || filled == capacity;
+            let may = self.finished || finishing || filled == capacity;
             assert!(may, "{what}: full with {filled} blocks");
             return;
         }
-        let finished = self.finished.is_some_and(|time| left.keeps(time));
-        assert!(!finished, "{what}: no longer full: {info:?}");
+        assert!(!self.finished, "{what}: no longer full: {info:?}");
         assert!(filled < capacity, "{what}: should be full: {info:?}");
         let wp = in_blocks(info.wp - info.start);
         assert_eq!(filled, wp, "{what}: write pointer and data disagree");

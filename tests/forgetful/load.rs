@@ -171,7 +171,7 @@ impl Worker {
             return true;
         }
         let idle = known.pending.is_empty();
-        let full = known.refused || known.finished.is_some() || known.sent == self.capacity;
+        let full = known.refused || known.finished || known.sent == self.capacity;
         let share = if full {
             self.mood.reset
         } else {
@@ -307,7 +307,7 @@ impl Worker {
                 known.manage = None;
                 match kind {
                     kind::ZONE_RESET => *known = Zone::default(),
-                    kind::ZONE_FINISH => known.finished = Some(clock.acknowledged()),
+                    kind::ZONE_FINISH => known.finish(),
                     _ => {}
                 }
             }

@@ -445,11 +445,19 @@ mod tests {
 
         /// The reader's exit status, facts and complaints about the image after `change`.
         fn judge(&self, change: impl FnOnce(&mut [u8])) -> (Option<i32>, Value, String) {
+            self.judge_with(&[], change)
+        }
+
+        fn judge_with(
+            &self,
+            options: &[&str],
+            change: impl FnOnce(&mut [u8]),
+        ) -> (Option<i32>, Value, String) {
             let mut bytes = self.bytes.clone();
             change(&mut bytes);
             let path = self.image.dir().join("forged");
             fs::write(&path, bytes).unwrap();
-            let out = read(&self.image, &path, &["--json"]);
+            let out = read(&self.image, &path, &[&["--json"], options].concat());
             let told = serde_json::from_slice(&out.stdout).unwrap_or(Value::Null);
             (out.status.code(), told, complaint(&out))
         }
@@ -549,14 +557,18 @@ mod tests {
                 "{told}"
             );
         }
-        // Both copies, and a record that lies in another zone's place: that zone is lost, no other.
+        // Both copies, and a record that lies in another zone's place: not what the disk was closed with. Accepted all the
+        // same, that zone is lost, no other.
         let record = |area: usize, zone: usize| area + zone * RECORD_LEN;
-        let (code, told, why) = forgery.judge(|bytes| {
+        let forge = |bytes: &mut [u8]| {
             for area in RECORDS {
                 bytes[record(area, 3) + 48] ^= 1;
                 bytes.copy_within(record(area, 8)..record(area, 9), record(area, 9));
             }
-        });
+        };
+        let (code, _, why) = forgery.judge(forge);
+        assert_eq!(code, Some(REFUSED), "{why}");
+        let (code, told, why) = forgery.judge_with(&["--accept-records"], forge);
         assert_eq!(code, Some(DAMAGED), "{why}");
         assert!(why.contains("record of zone 8"), "{why}");
         for (zone, record) in told["zones"].as_array().unwrap().iter().enumerate() {

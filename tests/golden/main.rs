@@ -13,7 +13,11 @@ pub mod pack;
 mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
+    use std::process::{Command, Output, Stdio};
 
+    use serde_json::Value;
+    use zonevault::crypt::Cipher;
+    use zonevault::format::OpenState;
     use zonevault::format::image::unlock;
     use zonevault::volume::Options;
     use zonevault::zone::ZoneState;
@@ -24,6 +28,21 @@ mod tests {
 
     /// Most bytes of a golden file: they are in every copy of the repository.
     const MAX_FILE: usize = 20 << 10;
+
+    /// The Python that `tests/vectors/fetch` made.
+    fn python() -> PathBuf {
+        let cache = std::env::var_os("ZONEVAULT_CACHE").map_or_else(
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache"),
+            PathBuf::from,
+        );
+        let python = cache.join("openssl-venv/bin/python");
+        assert!(
+            python.exists(),
+            "{} is missing: run tests/vectors/fetch",
+            python.display()
+        );
+        python
+    }
 
     fn file(golden: &Golden) -> PathBuf {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
@@ -130,6 +149,59 @@ mod tests {
             if let Some(folder) = std::env::var_os("ZONEVAULT_GOLDEN_OUT") {
                 let file = Path::new(&folder).join(golden.name).with_extension("img");
                 fs::write(file, text).unwrap();
+            }
+        }
+    }
+
+    /// Runs the reader that knows the format from its documentation alone, in the folder of the image.
+    fn read(folder: &Path, options: &[&str]) -> Output {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reader/zvread.py");
+        let mut command = Command::new("timeout");
+        command.arg("120").arg(python()).arg(script);
+        command.args(["image", "--key-file", "key", "--out", "disk", "--json"]);
+        let command = command.args(options).current_dir(folder);
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// It finds the same in them, recovery from tags included; and in one under the cipher that no image is kept of.
+    #[test]
+    fn another_reader_finds_the_same() {
+        let mut images = all().map(|golden| (kept(&golden), golden)).to_vec();
+        let mut guarded = images[0].1.clone();
+        guarded.shape.cipher = Cipher::Aes256XtsCrc64;
+        images.push((guarded.make(), guarded));
+        for (image, golden) in images {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join("image"), image).unwrap();
+            fs::write(folder.path().join("key"), [7; 64]).unwrap();
+            let options: &[&str] = match golden.left {
+                OpenState::Clean => &[],
+                _ => &["--after-power-cut"],
+            };
+            let output = read(folder.path(), options);
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{}: {complaint}", golden.name);
+            let facts: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let (found, content) = (
+                fs::read(folder.path().join("disk")).unwrap(),
+                content(&golden),
+            );
+            let zone_len = content.len() / golden.zones.len();
+            let zones = found.chunks(zone_len).zip(content.chunks(zone_len));
+            for ((number, expected), (found, content)) in golden.zones.iter().enumerate().zip(zones)
+            {
+                let record = &facts["zones"][number];
+                assert_eq!(record["state"], expected.state.name(), "zone {number}");
+                if expected.state != ZoneState::NotWritePointer {
+                    assert_eq!(record["written"], expected.blocks.len(), "zone {number}");
+                    assert_eq!(found, content, "{}: zone {number}", golden.name);
+                    continue;
+                }
+                let block = golden.shape.block_len();
+                for &(at, _) in &expected.blocks {
+                    let start = usize::try_from(at).unwrap() * block;
+                    assert_eq!(found[start..start + block], content[start..start + block]);
+                }
             }
         }
     }

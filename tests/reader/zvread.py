@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """Reads a zonevault image with none of zonevault's code.
 
-Written from the format's documentation alone (the comments of src/format, src/secret.rs and
-src/zone/state.rs), with OpenSSL's AES, SHA-2 and Argon2 by way of the package `cryptography`. So it
-proves that the documentation suffices, and that what lies on disk is what it says. Reads only.
+Written from the format's documentation alone (the comments of src/format, src/integrity,
+src/secret.rs, src/volume/session.rs and src/zone/state.rs), with OpenSSL's AES, SHA-2 and Argon2 by
+way of the package `cryptography`. So it proves that the documentation suffices, and that what lies
+on disk is what it says. Reads only.
 
     zvread.py IMAGE --key-file FILE [--json]
     zvread.py IMAGE --key-file FILE --out DISK             the disk as the guest reads it
     zvread.py IMAGE --passphrase TEXT --zone 3 --out DATA  what zone 3 holds
+    zvread.py IMAGE --key-file FILE --after-power-cut      with what tags prove behind the last flush
 
-Exit status: 0 all is sound; 3 usable, but a copy of something is damaged (see "damage");
+Exit status: 0 all is sound; 3 usable, but a block or a copy of something is damaged (see "damage");
 1 not usable; 2 wrong usage.
 
 A tool for tests: it takes passphrases as arguments and prints keys when asked to.
@@ -24,8 +26,10 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap
@@ -37,14 +41,17 @@ PROTECTORS_START = 2 * PAGE
 RECORDS_START = 64 << 10
 RECORD_LEN = 128
 DATA_ALIGN = 64 << 10
-MAX_TAG_SLOT = 64
 
-HEADER = struct.Struct("<8sIIIIQQQ16sQQIIIIQQQIIIIQQ16s312x32s")
+HEADER = struct.Struct("<8sIIIIQQQ16sQQIIIIQQQIIIIQQ16s16x32s264x32s")
 PROTECTOR = struct.Struct("<8sIIIIIIQ32s32s72s336x")
-RECORD = struct.Struct("<BBHIQQQQQ32s16s32s")
+RECORD = struct.Struct("<BBHIQQQQQ32sI12s32s")
+SLOT = struct.Struct("<QII16s")
+BLOCK_AAD = struct.Struct("<20sI16sIIQQ")
 
-KEY_LEN = {1: 32, 2: 64}
-CIPHERS = {1: "aes-128-xts", 2: "aes-256-xts"}
+GCM, XTS_CRC64 = 3, 4
+KEY_LEN = {1: 32, 2: 64, GCM: 32, XTS_CRC64: 64}
+CIPHERS = {1: "aes-128-xts", 2: "aes-256-xts", GCM: "aes-256-gcm", XTS_CRC64: "aes-256-xts+crc64"}
+TAG_SLOT = {1: 0, 2: 0, GCM: 32, XTS_CRC64: 32}
 HOST_MANAGED, PLAIN = 1, 2
 MODELS = {HOST_MANAGED: "host-managed", PLAIN: "plain"}
 OPEN_STATES = {1: "clean", 2: "open", 3: "in-doubt"}
@@ -68,6 +75,24 @@ def crc32c(data):
         for _ in range(8):
             crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
     return crc ^ 0xFFFFFFFF
+
+
+def crc64_table():
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x9A6C9329AC4BC9B5 if byte & 1 else 0)
+        yield byte
+
+
+CRC64 = list(crc64_table())
+
+
+def crc64(data):
+    """CRC-64/NVMe, as NVM Express has it for its 64-bit guard."""
+    crc = 0xFFFFFFFFFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ CRC64[(crc ^ byte) & 0xFF]
+    return crc ^ 0xFFFFFFFFFFFFFFFF
 
 
 def hkdf(ikm, salt, info, length):
@@ -102,6 +127,8 @@ class Header:
     state: int
     max_append: int
     epoch: int
+    boot: bytes
+    root: bytes
 
     def zones(self):
         return -(-self.disk // self.zone)
@@ -154,18 +181,21 @@ def verify_header(area, volume_key, copy):
     require(hmac.compare_digest(mac, area[480:512]), "wrong MAC")
     field = HEADER.unpack(area[:HEADER_LEN])
     if field[5] == 0 and field[6] == 0:
-        require(not any(area[168:480]), "reserved bytes in use")
+        require(not any(area[168:184]) and not any(area[216:480]), "reserved bytes in use")
         require(not any(area[HEADER_LEN:]), "bytes behind the header")
     require(sequence % 2 == copy, "sequence number of the other copy")
-    header = Header(volume, sequence, *field[11:24])
+    header = Header(volume, sequence, *field[11:26])
     require(header.cipher in CIPHERS, f"cipher {header.cipher}")
     require(header.model in MODELS, f"model {header.model}")
     require(header.state in OPEN_STATES, f"state {header.state}")
     require(header.block in (512, 4096), f"block size {header.block}")
-    require(header.tag_slot <= MAX_TAG_SLOT, f"tag slot of {header.tag_slot} bytes")
+    require(header.tag_slot == TAG_SLOT[header.cipher], f"tag slot of {header.tag_slot} bytes")
     require(0 < header.zone and 0 < header.disk, "no zones")
     require(0 < header.capacity <= header.zone, "capacity beyond the zone")
     require(header.conventional <= header.zones(), "too many conventional zones")
+    sequential = header.model == HOST_MANAGED and header.conventional == 0
+    require(sequential or not header.tag_slot, "tags in zones that are written in place")
+    require(OPEN_STATES[header.state] == "clean" or not any(header.root), "root of an open disk")
     return header
 
 
@@ -196,7 +226,7 @@ def unwrap(slot, number, volume, kind, secret):
 class Image:
     """An unlocked image. `damage` lists what was not sound and had a sound twin, or had none."""
 
-    def __init__(self, path, kind, secret):
+    def __init__(self, path, kind, secret, accept_records=False):
         self.file = open(path, "rb")
         self.damage = []
         copies = [self.read(copy * PAGE, PAGE) for copy in (0, 1)]
@@ -221,7 +251,13 @@ class Image:
         self.places, end = self.header.extents()
         length = self.file.seek(0, 2)
         require(length >= end, f"image of {length} bytes, its header says {end}")
-        self.zones = [self.load(zone) for zone in range(self.header.zones())]
+        macs = []
+        self.zones = [self.load(zone, macs) for zone in range(self.header.zones())]
+        if self.state == "clean" and not accept_records:
+            covered = self.header.uuid + b"records" + b"".join(macs)
+            root = hmac.digest(self.mac_key(), covered, "sha256")
+            sound = hmac.compare_digest(root, self.header.root)
+            require(sound, "not the zone records with which the disk was closed")
 
     def read(self, offset, length):
         self.file.seek(offset)
@@ -242,27 +278,33 @@ class Image:
                     return key
         raise Refused("wrong key or passphrase")
 
-    def load(self, zone):
+    def mac_key(self):
+        volume = self.header.uuid
+        return hkdf(self.key, volume, b"zonevault 1 zone record mac" + volume, 64)
+
+    def load(self, zone, macs):
         """The newer valid record of a zone; one whose records are both lost is offline."""
         found = []
-        volume = self.header.uuid
-        mac_key = hkdf(self.key, volume, b"zonevault 1 zone record mac" + volume, 64)
+        volume, mac_key = self.header.uuid, self.mac_key()
         for copy in (0, 1):
             raw = self.read(self.header.record_offset(copy, zone), RECORD_LEN)
             try:
                 mac = hmac.digest(mac_key, volume + raw[:96], "sha256")
                 require(hmac.compare_digest(mac, raw[96:]), "wrong MAC")
-                found.append(self.decode(raw, zone))
+                found.append((self.decode(raw, zone), mac))
             except Refused as why:
                 self.damage.append(f"zone {zone}, record {'AB'[copy]}: {why}")
         if found:
-            return max(found, key=lambda record: record["sequence"])
+            newest, mac = max(found, key=lambda pair: pair[0]["sequence"])
+            macs.append(mac)
+            return newest
+        macs.append(bytes(32))
         return {"zone": zone, "state": "offline", "written": 0, "durable": 0, "salt": None}
 
     def decode(self, raw, zone):
-        kind, state, flags, index, *numbers, salt, reserved, _ = RECORD.unpack(raw)
+        kind, state, flags, index, *numbers, salt, skipped, reserved, _ = RECORD.unpack(raw)
         sequence, written, durable, generation, epoch = numbers
-        require(kind == 1 and flags == 0 and not any(reserved), "not of version 1")
+        require(kind == 1 and flags in (0, 1) and not any(reserved), "not of version 1")
         require(index == zone, f"record of zone {index}")
         require(state in ZONE_STATES, f"state {state}")
         conventional = self.header.is_conventional(zone)
@@ -275,7 +317,8 @@ class Image:
         return {
             "zone": zone, "conventional": conventional, "state": ZONE_STATES[state],
             "written": written, "durable": durable, "capacity": capacity,
-            "generation": generation, "sequence": sequence, "epoch": epoch,
+            "generation": generation, "sequence": sequence, "epoch": epoch, "skipped": skipped,
+            "leftovers": flags == 1,
             "salt": salt.hex(), "data_offset": self.places[zone][0],
         }  # fmt: skip
 
@@ -284,14 +327,78 @@ class Image:
         info += struct.pack("<IQ", zone, generation)
         return hkdf(self.key, salt, info, KEY_LEN[self.header.cipher])
 
-    def decrypt(self, key, zone, blocks):
-        """The first `blocks` blocks of a zone. The tweak is the block's number in the zone."""
-        size = self.header.block
+    def slot(self, zone, block):
+        """The tag slot of a block."""
+        offset, length = self.places[zone]
+        return self.read(offset + up(length, PAGE) + block * SLOT.size, SLOT.size)
+
+    def open(self, key, zone, block, generation):
+        """A block of a zone, decrypted. The tweak of XTS is its number in the zone."""
+        header = self.header
+        data = self.read(self.places[zone][0] + block * header.block, header.block)
+        if header.tag_slot:
+            slot = self.slot(zone, block)
+            epoch, _, flags, tag = SLOT.unpack(slot)
+            require(epoch != 0, "no tag")
+            require(flags == 0, "unknown flags")
+            label = b"zonevault 1 block"
+            place = (label, header.cipher, header.uuid, zone, flags, generation, block)
+            aad = BLOCK_AAD.pack(*place)
+            if header.cipher == GCM:
+                try:
+                    return AESGCM(key).decrypt(slot[:12], data + tag, aad)
+                except InvalidTag:
+                    raise Refused("wrong tag") from None
+            crc = crc64(aad + slot[:12] + data).to_bytes(8, "little")
+            require(tag == crc + bytes(8), "wrong CRC-64")
+        tweak = block.to_bytes(16, "little")
+        cipher = Cipher(algorithms.AES(key), modes.XTS(tweak)).decryptor()
+        return cipher.update(data) + cipher.finalize()
+
+    def decrypt(self, key, zone, blocks, generation):
+        """The first `blocks` blocks of a zone. One that is damaged is noted, and comes as zeroes."""
         for block in range(blocks):
-            tweak = block.to_bytes(16, "little")
-            cipher = Cipher(algorithms.AES(key), modes.XTS(tweak)).decryptor()
-            data = self.read(self.places[zone][0] + block * size, size)
-            yield cipher.update(data) + cipher.finalize()
+            try:
+                yield self.open(key, zone, block, generation)
+            except Refused as why:
+                self.damage.append(f"zone {zone}, block {block}: {why}")
+                yield bytes(self.header.block)
+
+    def recover(self, header_damaged):
+        """Moves each write pointer to where tags prove that it was before the power failed."""
+        for zone, record in enumerate(self.zones):
+            if record["state"] in ("offline", "not-wp"):
+                continue
+            end = record["written"] if record["state"] == "full" else record["capacity"]
+            epoch, skipped = self.header.epoch, 0
+            if header_damaged or epoch == record["epoch"] or not any(self.header.boot):
+                epoch, skipped = record["epoch"], record["skipped"]
+            proven = record["durable"]
+            while proven < end and self.proves(zone, record, proven, (epoch, proven + skipped)):
+                proven += 1
+            if record["state"] == "full":
+                full = record["written"] < record["capacity"] or proven == end
+            else:
+                full = proven == record["capacity"] and record["state"] != "read-only"
+            if full:
+                record["state"] = "full"
+            elif record["state"] != "read-only":
+                record["state"] = "closed" if proven else "empty"
+            record["written"] = record["durable"] = proven
+
+    def proves(self, zone, record, block, stamp):
+        """Whether a block was written under this stamp, and is whole."""
+        if not self.header.tag_slot or stamp[0] == 0:
+            return False
+        if SLOT.unpack(self.slot(zone, block))[:2] != stamp:
+            return False
+        generation = record["generation"]
+        key = self.zone_key(zone, bytes.fromhex(record["salt"]), generation)
+        try:
+            self.open(key, zone, block, generation)
+        except Refused:
+            return False
+        return True
 
     def held(self, zone):
         """How many blocks of a zone hold data: of a conventional one any may, of others a prefix."""
@@ -300,6 +407,7 @@ class Image:
 
     def dm_table(self, key, zone, device):
         """The line for dmsetup that maps a zone of the image on `device` to plaintext, key and all."""
+        require(self.header.cipher != GCM, "dm-crypt has no such blocks")
         offset, length = self.places[zone]
         options = "" if self.header.block == 512 else " 2 sector_size:4096 iv_large_sectors"
         table = f"0 {length // 512} crypt aes-xts-plain64 {key.hex()} 0"
@@ -322,6 +430,7 @@ class Image:
             "max_active": header.max_active,
             "max_append": header.max_append,
             "epoch": header.epoch,
+            "records_root": header.root.hex(),
             "damage": self.damage,
             "zones": self.zones,
         }
@@ -333,6 +442,12 @@ def arguments():
     credential = parser.add_mutually_exclusive_group(required=True)
     credential.add_argument("--key-file", type=Path)
     credential.add_argument("--passphrase")
+    parser.add_argument(
+        "--after-power-cut", action="store_true", help="recover zones as an opening would"
+    )
+    parser.add_argument(
+        "--accept-records", action="store_true", help="also if a clean disk was closed with others"
+    )
     parser.add_argument("--json", action="store_true", help="facts and zones as JSON")
     parser.add_argument("--zone", type=int, help="the zone that the options below mean")
     parser.add_argument("--out", type=Path, help="decrypt the zone (or the disk) into this file")
@@ -354,7 +469,8 @@ def write_disk(image, path):
             if record["state"] != "offline":
                 key = image.zone_key(zone, bytes.fromhex(record["salt"]), record["generation"])
                 out.seek(zone * image.header.zone)
-                out.writelines(image.decrypt(key, zone, image.held(zone)))
+                blocks = image.decrypt(key, zone, image.held(zone), record["generation"])
+                out.writelines(blocks)
         out.truncate(image.header.disk)
 
 
@@ -370,7 +486,7 @@ def read_zone(image, args):
     if args.out:
         blocks = record["capacity"] if args.whole else image.held(args.zone)
         with open(args.out, "wb") as out:
-            out.writelines(image.decrypt(key, args.zone, blocks))
+            out.writelines(image.decrypt(key, args.zone, blocks, generation))
 
 
 def main():
@@ -380,7 +496,9 @@ def main():
     else:
         kind, secret = PASSPHRASE, args.passphrase.encode()
     try:
-        image = Image(args.image, kind, secret)
+        image = Image(args.image, kind, secret, args.accept_records)
+        if args.after_power_cut:
+            image.recover(any(what.startswith("header") for what in image.damage))
         if args.zone is not None:
             read_zone(image, args)
         elif args.out:

@@ -278,7 +278,7 @@ fn metadata_of_another_volume() {
         assert!(refused(&with(&[places.protector(0)])));
         let unlocking = 0..places.gap().start;
         let records = places.records();
-        let all = with(&[records.clone()]);
+        let all = with(std::slice::from_ref(&records));
         let offline = (0..shape.zones).collect();
         let missed = Missed {
             offline,
@@ -287,11 +287,11 @@ fn metadata_of_another_volume() {
         match left {
             Left::Clean => {
                 assert!(refused(&all));
-                assert!(refused(&with(&[unlocking.clone()])));
+                assert!(refused(&with(std::slice::from_ref(&unlocking))));
             }
             _ => {
                 assert_eq!(all, Verdict::Missed(missed.clone()));
-                assert_eq!(with(&[unlocking.clone()]), Verdict::Missed(missed));
+                assert_eq!(with(std::slice::from_ref(&unlocking)), Verdict::Missed(missed));
             }
         }
         // All of it: that is the other disk, and none of the blocks are its own.

@@ -22,6 +22,7 @@ use crate::store::{Completion, Medium, Op as StoreOp, Store, Token};
 use crate::zone::{Admission, Grant, Released, Ticket, ZoneError};
 
 use super::Volume;
+use super::fence::Fences;
 use super::op::{Direction, Finished, Op, Payload, Piece, Stage, Transfer};
 use super::pool::Pool;
 use super::sync::SyncRound;
@@ -59,6 +60,7 @@ pub struct Channel<M: Medium, P: Payload> {
     pub(super) released: Vec<Released>,
     completions: Vec<Completion>,
     pub(super) round: SyncRound,
+    pub(super) fences: Fences,
     done: Vec<Finished<P>>,
 }
 
@@ -87,6 +89,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             released: Vec::new(),
             completions: Vec::new(),
             round: SyncRound::default(),
+            fences: Fences::default(),
             done: Vec::with_capacity(usize::from(depth)),
         })
     }
@@ -103,7 +106,10 @@ impl<M: Medium, P: Payload> Channel<M, P> {
 
     /// Nothing is under way.
     pub fn is_idle(&self) -> bool {
-        self.free_ops.len() == self.ops.len() && self.done.is_empty() && !self.round.is_active()
+        self.free_ops.len() == self.ops.len()
+            && self.done.is_empty()
+            && !self.round.is_active()
+            && self.fences.is_idle()
     }
 
     /// Readable when the store has completed something; `None` if it never does so by itself.
@@ -148,10 +154,16 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         loop {
             self.settle();
             self.handle_released();
+            self.begin_fences();
             let started = self.start_sync_round();
             // A store that completes inside `submit` has no event to call us back.
             let reaped = self.reap();
-            if !started && !reaped && self.released.is_empty() && self.touched.is_empty() {
+            if !started
+                && !reaped
+                && self.released.is_empty()
+                && self.touched.is_empty()
+                && self.fences.due.is_empty()
+            {
                 break;
             }
         }
@@ -218,8 +230,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 if grant.start == Blocks(0) {
                     // If the daemon is killed meanwhile, the zone is not empty, and a reset of it has
                     // something to erase.
-                    let (volume, queue) = (&self.volume, self.queue);
-                    volume.publish(grant.zone, queue, &mut self.released);
+                    self.publish(grant.zone);
                 }
                 let sector = self.volume.geometry().block_sector(grant.zone, grant.start);
                 let span = Span { sector, len };
@@ -369,6 +380,13 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         }
     }
 
+    /// Publishes a zone: see [`Volume::publish`].
+    pub(super) fn publish(&mut self, zone: ZoneIndex) -> bool {
+        let fences = &mut self.fences.due;
+        self.volume
+            .publish(zone, self.queue, &mut self.released, fences)
+    }
+
     /// Publishes every zone in which something ended.
     fn settle(&mut self) {
         if self.touched.is_empty() {
@@ -378,7 +396,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         touched.sort_unstable();
         touched.dedup();
         for zone in touched.drain(..) {
-            self.volume.publish(zone, self.queue, &mut self.released);
+            self.publish(zone);
         }
         // Keeps the vector's memory.
         self.touched = touched;
@@ -512,18 +530,19 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                     let zone = grant.zone;
                     self.volume.table.fail_zone(zone);
                     self.volume.table.complete(grant, false);
-                    self.volume.publish(zone, self.queue, &mut self.released);
+                    self.publish(zone);
                 }
                 Stage::Reset(reset) => {
                     for zone in reset.zones {
                         self.volume.table.end_reset(zone, false);
-                        self.volume.publish(zone, self.queue, &mut self.released);
+                        self.publish(zone);
                     }
                 }
                 _ => {}
             }
         }
         self.volume.table.forget_life(self.life);
+        self.abandon_fences();
         self.abandon_sync();
     }
 }

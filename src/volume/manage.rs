@@ -36,7 +36,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             Ok(Admission::Granted(finished)) if finished.pending => {
                 // Of a zone that another queue has just filled, the record may still be on its way.
                 for changed in finished.closed.into_iter().chain([zone]) {
-                    if !self.publish_now(changed) {
+                    if !self.publish(changed) {
                         return self.finish(id, Status::IoError);
                     }
                 }
@@ -72,14 +72,10 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         }
     }
 
-    fn publish_now(&mut self, zone: ZoneIndex) -> bool {
-        self.volume.publish(zone, self.queue, &mut self.released)
-    }
-
     fn publish_and_finish(&mut self, id: u32, zones: impl IntoIterator<Item = ZoneIndex>) {
         let mut ok = true;
         for zone in zones {
-            ok &= self.publish_now(zone);
+            ok &= self.publish(zone);
         }
         self.finish(id, if ok { Status::Ok } else { Status::IoError });
     }
@@ -97,7 +93,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 }
             }
             self.volume.keyslots.evict(zone);
-            ok &= self.publish_now(zone);
+            ok &= self.publish(zone);
         }
         let reset = Reset {
             zones,
@@ -129,7 +125,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         let mut written = true;
         for &zone in &zones {
             self.volume.table.touch(zone);
-            written &= self.publish_now(zone);
+            written &= self.publish(zone);
         }
         if let Some(reset) = self.reset(id) {
             reset.zones = zones;

@@ -15,7 +15,7 @@
 //!    the flush completes (`sync`).
 //! 4. *A failed write* takes those behind it along; the write pointer falls back to where it began.
 //!    The counters that were used up are durable before the zone takes another write
-//!    (`Volume::fence`): no stamp is used twice, and no block of the failed write can pass for the
+//!    (`fence`): no stamp is used twice, and no block of the failed write can pass for the
 //!    one that is written in its place.
 //! 5. *Reset.* New salt to one copy of the record, sync, to the other copy, sync, space given
 //!    back, then the zone takes writes again (`manage`).
@@ -23,6 +23,7 @@
 //!    accepts anything (`session`).
 
 mod channel;
+mod fence;
 mod manage;
 mod op;
 mod piece;
@@ -322,24 +323,35 @@ impl<M: Medium> Volume<M> {
     /// Settles a zone: writes its record if that changed, and only then hands out what it
     /// released: what belongs to `own` goes into `released`, the rest to its queue's mailbox.
     /// `false` if the record could not be written; then the zone is read-only and what was
-    /// released has failed.
-    fn publish(&self, zone: ZoneIndex, own: u16, released: &mut Vec<Released>) -> bool {
+    /// released has failed. `zone` goes to `fences` if its write pointer fell back and who calls has to
+    /// see to that.
+    fn publish(
+        &self,
+        zone: ZoneIndex,
+        own: u16,
+        released: &mut Vec<Released>,
+        fences: &mut Vec<ZoneIndex>,
+    ) -> bool {
         let Some(lock) = self.record_locks.get(zone.as_usize() % RECORD_LOCKS) else {
             return false;
         };
         let guard = lock.lock();
         let mut settled = self.table.settle(zone);
-        let mut ok = true;
-        // Writes may fail again while the counters of the first are put on record. After a few times
-        // at one place the zone takes no more.
-        while settled.fence {
-            ok &= self.fence(zone);
-            let next = self.table.settle(zone);
-            settled.released.extend(next.released);
-            (settled.record, settled.fence) = (next.record, next.fence);
-        }
-        if let Some(order) = settled.record {
-            ok &= self.write_record(zone, &order);
+        let mut ok = match settled.record {
+            Some(order) => self.write_record(zone, &order),
+            None => true,
+        };
+        if settled.fence && self.tagged {
+            fences.push(zone);
+        } else if settled.fence {
+            let order = self.table.fence_record(zone, false);
+            ok &= order.is_some_and(|order| self.write_record(zone, &order));
+            self.table.end_fence(zone, ok);
+            let freed = self.table.settle(zone);
+            ok &= freed
+                .record
+                .is_none_or(|order| self.write_record(zone, &order));
+            settled.released.extend(freed.released);
         }
         if !ok {
             for item in &mut settled.released {
@@ -362,33 +374,14 @@ impl<M: Medium> Volume<M> {
         ok
     }
 
-    /// The write pointer of `zone` fell back. The counters that were used up must be on record,
-    /// durably, before the zone takes another write, or after a power cut a block of the failed write
-    /// could pass for the one written in its place; and before that what the zone holds, which was
-    /// written before they were skipped and could not be proven behind such a record. Two syncs, rare
-    /// enough to be waited for here.
-    fn fence(&self, zone: ZoneIndex) -> bool {
-        let synced = self.tagged && !self.read_only && self.sync_now();
-        let record = self.table.fence_record(zone, synced);
-        let recorded = record
-            .as_ref()
-            .is_some_and(|order| self.write_record(zone, order));
-        let fenced = synced && recorded && self.sync_now();
-        let ok = recorded && (fenced || !self.tagged);
-        let durable = record.as_ref().filter(|_| fenced);
-        self.table.end_fence(zone, ok, durable);
-        ok
-    }
-
-    /// Syncs out of turn. A failure counts for all who wait for a sync now: the kernel tells of it
-    /// once only.
-    fn sync_now(&self) -> bool {
-        let synced = self.sync_or_doubt().is_ok();
-        if !synced {
-            // Those zones' records are written when somebody next settles them.
-            let _ = self.table.fail_flush();
-        }
-        synced
+    /// Puts on record which counters the failed writes of `zone` used up.
+    fn record_fence(&self, zone: ZoneIndex) -> bool {
+        let Some(lock) = self.record_locks.get(zone.as_usize() % RECORD_LOCKS) else {
+            return false;
+        };
+        let _guard = lock.lock();
+        let order = self.table.fence_record(zone, true);
+        order.is_some_and(|order| self.write_record(zone, &order))
     }
 
     /// Syncs, and if that fails notes that the disk is in doubt.

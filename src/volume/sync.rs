@@ -110,7 +110,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     fn fail_round(&mut self, error: &io::Error) {
         self.volume.note_failed_sync(error);
         for zone in self.volume.table.fail_flush() {
-            self.volume.publish(zone, self.queue, &mut self.released);
+            self.publish(zone);
         }
     }
 
@@ -142,7 +142,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         let moved = self.volume.table.end_flush(mark);
         let mut ok = true;
         for &zone in &moved {
-            ok &= self.volume.publish(zone, self.queue, &mut self.released);
+            ok &= self.publish(zone);
         }
         let again = ok && !second && !moved.is_empty() && !self.volume.tagged;
         (!again).then_some(ok)
@@ -151,6 +151,9 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     /// The round that operation `id` waited for is over.
     pub(super) fn synced(&mut self, id: u32, ok: bool) {
         self.round.joined = self.round.joined.saturating_sub(1);
+        if Self::is_fence(id) {
+            return self.fence_synced(id, ok && !self.volume.has_failed_sync());
+        }
         match self.op(id).map(|op| &op.stage) {
             Some(Stage::Sync(outcome, rounds)) => {
                 let (outcome, rounds) = (*outcome, *rounds);

@@ -51,9 +51,9 @@ pub struct ReadView {
 pub struct Settled {
     /// A zone record to write first.
     pub record: Option<RecordWrite>,
-    /// The write pointer fell back. What the zone holds must be durable, then the record that
-    /// [`super::Table::fence_record`] gives, and [`super::Table::end_fence`] be called, before the zone
-    /// takes writes again.
+    /// The write pointer fell back, and the zone takes no writes before the record is written that
+    /// [`super::Table::fence_record`] gives, and [`super::Table::end_fence`] is called. With tags what
+    /// the zone holds must be durable before the one, and that record before the other.
     pub fence: bool,
     /// Who is to be told afterwards.
     pub released: Vec<Released>,

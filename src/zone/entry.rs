@@ -32,8 +32,8 @@ pub(super) struct Zone {
     pub(super) listed: bool,
     /// A reset is under way.
     pub(super) exclusive: bool,
-    /// Writes failed, and the record that says which counters they used is not durable yet.
-    pub(super) fenced: bool,
+    /// Writes failed that used up so many counters, and the record that says so is not durable yet.
+    pub(super) fence: Option<u32>,
     /// When it was last written to, for the implicit close.
     pub(super) last_use: u64,
     /// A sync that was to cover it failed: nothing makes its data durable any more.
@@ -74,7 +74,7 @@ impl Zone {
 
     /// Nobody may begin anything.
     pub(super) fn is_held(&self) -> bool {
-        self.exclusive || self.fenced
+        self.exclusive || self.fence.is_some()
     }
 
     /// The zone is held, or someone waits for it: who comes now waits behind, or a stream of
@@ -101,9 +101,7 @@ pub(super) fn fall_back(zone: &mut Zone) -> ZoneState {
         // No write follows, so its counters matter to nobody.
         return ZoneState::ReadOnly;
     }
-    // What overflows here is refused by the next write.
-    zone.skipped = Skipped(zone.skipped.0.saturating_add(used));
-    zone.fenced = true;
+    zone.fence = Some(used);
     zone.state
 }
 
@@ -149,7 +147,7 @@ pub(super) fn load_zone(
         touched: record != loaded.record,
         listed: false,
         exclusive: false,
-        fenced: false,
+        fence: None,
         doubtful: false,
         last_use: 0,
         failures: (Blocks(0), 0),

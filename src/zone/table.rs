@@ -315,7 +315,7 @@ impl Table {
             }
             if line.pop_failed(&mut settled.released) {
                 state = fall_back(zone);
-                settled.fence = zone.fenced;
+                settled.fence = zone.fence.is_some();
             }
             if line.is_empty() && !zone.is_held() {
                 line.unpark(index, &mut settled.released);
@@ -329,37 +329,34 @@ impl Table {
             state = ZoneState::Empty;
         }
         inner.set_state(index, state);
-        if inner
-            .zone(index)
-            .is_some_and(|zone| zone.touched && !zone.fenced)
-        {
+        if inner.zone(index).is_some_and(|zone| zone.touched) {
             settled.record = inner.next_record(index);
         }
         settled
     }
 
-    /// The record of a zone that fell back, in which its counters are skipped. `synced`: all that the
-    /// zone holds is durable, and so the record says. It must: behind what it calls durable, tags
-    /// prove only what was written after the counters were skipped.
-    pub fn fence_record(&self, index: ZoneIndex, synced: bool) -> Option<RecordWrite> {
+    /// The record of a zone that fell back, in which its counters are skipped; for a disk with tags
+    /// (`tagged`) only if all that the zone holds is durable and its records have heard of it: behind
+    /// what a record calls durable, tags prove only what was written after the counters were skipped.
+    pub fn fence_record(&self, index: ZoneIndex, tagged: bool) -> Option<RecordWrite> {
         let mut inner = self.inner.lock();
         let zone = inner.zone(index)?;
-        if synced && !zone.doubtful {
-            zone.durable = zone.written;
+        if tagged && zone.durable != zone.written {
+            return None;
         }
+        // What overflows here is refused by the next write.
+        let used = zone.fence.unwrap_or(0);
+        zone.skipped = Skipped(zone.skipped.0.saturating_add(used));
+        zone.fence = Some(0);
         inner.next_record(index)
     }
 
     /// All that a zone's falling back needed is done, or (not `ok`) could not be, and the zone is
-    /// read-only. `durable` is the record if it was synced. Who waits for the zone is freed by the
-    /// next [`Table::settle`].
-    pub fn end_fence(&self, index: ZoneIndex, ok: bool, durable: Option<&RecordWrite>) {
+    /// read-only. Who waits for the zone is freed by the next [`Table::settle`].
+    pub fn end_fence(&self, index: ZoneIndex, ok: bool) {
         let mut inner = self.inner.lock();
         if let Some(zone) = inner.zone(index) {
-            zone.fenced = false;
-            if let Some(record) = durable {
-                zone.place.synced(record.sequence);
-            }
+            zone.fence = None;
         }
         if !ok {
             inner.set_state(index, ZoneState::ReadOnly);

@@ -132,7 +132,7 @@ fn a_failed_write_takes_the_later_ones_along_and_the_pointer_falls_back() {
     let settled = table.settle(ZoneIndex(1));
     assert_eq!(settled.released, [failed(1), failed(2)]);
     assert!(settled.fence);
-    table.end_fence(ZoneIndex(1), true, None);
+    table.end_fence(ZoneIndex(1), true);
     assert_eq!(grant(&table, 1, 1, 0).start, Blocks(3));
 }
 
@@ -146,7 +146,13 @@ fn nobody_writes_before_the_counters_of_a_failed_write_are_on_record() {
     table.complete(first, false);
     table.complete(second, true);
     let settled = table.settle(ZoneIndex(1));
-    assert!(settled.fence && settled.record.is_none());
+    assert!(settled.fence);
+    let before = settled.record.unwrap().record;
+    assert_eq!(
+        before.skipped,
+        Skipped(0),
+        "it speaks of what was written before"
+    );
     let record = table.fence_record(ZoneIndex(1), true).unwrap();
     assert_eq!(
         (record.record.skipped, record.record.epoch),
@@ -159,7 +165,9 @@ fn nobody_writes_before_the_counters_of_a_failed_write_are_on_record() {
         Ok(Admission::Parked)
     ));
     table.record_written(ZoneIndex(1), &record);
-    table.end_fence(ZoneIndex(1), true, Some(&record));
+    let mark = table.begin_flush();
+    let _ = table.end_flush(mark);
+    table.end_fence(ZoneIndex(1), true);
     let freed = table.settle(ZoneIndex(1));
     let retries = [ticket(2), ticket(3)].map(|who| Released::Retry(who, ZoneIndex(1)));
     assert_eq!(freed.released, retries);
@@ -181,7 +189,7 @@ fn a_fence_that_fails_leaves_the_zone_read_only() {
     let flying = grant(&table, 1, 1, 0);
     table.complete(flying, false);
     let _ = table.settle(ZoneIndex(1));
-    table.end_fence(ZoneIndex(1), false, None);
+    table.end_fence(ZoneIndex(1), false);
     assert_eq!(state(&table, 1), ZoneState::ReadOnly);
     assert_eq!(refused(&table, 1, None, 1), ZoneError::InvalidCommand);
 }
@@ -192,7 +200,8 @@ fn a_new_epoch_and_a_new_generation_count_from_the_start() {
     let flying = grant(&table, 1, 4, 0);
     table.complete(flying, false);
     let _ = table.settle(ZoneIndex(1));
-    table.end_fence(ZoneIndex(1), true, None);
+    let _ = table.fence_record(ZoneIndex(1), false).unwrap();
+    table.end_fence(ZoneIndex(1), true);
     write(&table, 1, 1);
     let record = table.record(ZoneIndex(1)).unwrap();
     assert_eq!(record.skipped, Skipped(4));
@@ -225,7 +234,7 @@ fn three_failures_at_one_place_make_a_zone_read_only() {
         let grant = grant(&table, 1, 1, 0);
         table.complete(grant, false);
         let _ = table.settle(ZoneIndex(1));
-        table.end_fence(ZoneIndex(1), true, None);
+        table.end_fence(ZoneIndex(1), true);
         assert_eq!(state(&table, 1) == ZoneState::ReadOnly, round == 3);
     }
     assert_eq!(refused(&table, 1, None, 1), ZoneError::InvalidCommand);

@@ -291,7 +291,10 @@ fn metadata_of_another_volume() {
             }
             _ => {
                 assert_eq!(all, Verdict::Missed(missed.clone()));
-                assert_eq!(with(std::slice::from_ref(&unlocking)), Verdict::Missed(missed));
+                assert_eq!(
+                    with(std::slice::from_ref(&unlocking)),
+                    Verdict::Missed(missed)
+                );
             }
         }
         // All of it: that is the other disk, and none of the blocks are its own.

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `flips` | every byte of it, one at a time |
 //! | `swaps` | blocks and tag slots change places, within a zone, between zones, between volumes |
+//! | `noise` | noise and zeroes over stretches |
 //! | `older` | parts are put back from an older copy: blocks, tags, records, headers, everything |
 //!
 //! `disk` drives the library; `scene` makes the disks and judges them.
@@ -20,6 +21,8 @@ pub mod scene;
 
 #[cfg(test)]
 mod flips;
+#[cfg(test)]
+mod noise;
 #[cfg(test)]
 mod older;
 #[cfg(test)]

@@ -135,6 +135,19 @@ impl RecordKey {
         RecordsRoot(mac.finalize().into_bytes().into())
     }
 
+    /// The root of the records that are the newest by what their writer remembers, whatever lies on
+    /// the medium by now.
+    pub fn root_of(&self, newest: &[Option<(ZoneRecord, u64)>]) -> RecordsRoot {
+        let zones = (0..).map(ZoneIndex).zip(newest);
+        let macs: Vec<_> = zones
+            .map(|(zone, newest)| match newest {
+                Some((record, sequence)) => carried_mac(&self.encode(zone, *sequence, record)),
+                None => [0; MAC_LEN],
+            })
+            .collect();
+        self.root(&macs)
+    }
+
     fn mac(&self, bytes: &[u8; RECORD_LEN]) -> Hmac<Sha256> {
         let mut mac = self.prepared.clone();
         mac.update(&bytes[..COVERED]);

@@ -20,7 +20,7 @@ use log::{info, warn};
 
 use crate::format::{
     BootId, Header, LoadedRecord, OpenState, RecordsRoot,
-    image::{load_records, mark_header, records_root, write_header, write_record},
+    image::{mark_header, write_header, write_record},
 };
 use crate::geometry::{Blocks, Geometry, ZoneIndex};
 use crate::store::{Medium, Op, Store};
@@ -322,13 +322,7 @@ impl<M: Medium> Volume<M> {
             }
         }
         self.mirror_records()?;
-        let records = load_records(
-            &self.medium,
-            &self.layout,
-            self.geometry(),
-            &self.record_key,
-        )?;
-        let root = records_root(&self.record_key, &records);
+        let root = self.record_key.root_of(&self.table.newest_records());
         // Twice, so that both copies say it: neither is worth putting back.
         self.set_header(OpenState::Clean, |header| header.records_root = root)?;
         self.set_header(OpenState::Clean, |_| {})

@@ -92,6 +92,11 @@ impl RecordPlace {
         })
     }
 
+    /// The number of the newest record.
+    pub(super) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
     /// The place and number for the next record.
     pub(super) fn advance(&mut self, record: ZoneRecord) -> RecordWrite {
         if self.durable {

@@ -727,6 +727,17 @@ impl Table {
         }
     }
 
+    /// The newest record of every zone and its number; `None` of a zone whose records were lost.
+    pub fn newest_records(&self) -> Vec<Option<(ZoneRecord, u64)>> {
+        let inner = self.inner.lock();
+        let newest = |zone: &Zone| {
+            let sequence = zone.place.sequence();
+            let lost = zone.state == ZoneState::Offline && sequence == 0;
+            (!lost).then(|| (zone.record(), sequence))
+        };
+        inner.zones.iter().map(newest).collect()
+    }
+
     /// The content of a zone's record, as it stands in memory.
     pub fn record(&self, index: ZoneIndex) -> Option<ZoneRecord> {
         self.inner.lock().zone(index).map(|zone| zone.record())

@@ -86,15 +86,15 @@ fn a_disk_is_pinned_by_volume_cipher_and_sequence() {
     assert!(done.err.contains(uuid), "{}", done.err);
     assert!(done.err.contains("header number 2\n"), "{}", done.err);
     assert!(
-        done.err.contains("closed in order, header number 3"),
+        done.err.contains("closed in order, header number 4"),
         "{}",
         done.err
     );
-    assert_eq!(sequence(&bench), 3);
+    assert_eq!(sequence(&bench), 4);
     let shown = bench.succeed(&["inspect", "disk.img"]).out;
-    assert!(shown.contains("header number 3, "), "{shown}");
+    assert!(shown.contains("header number 4, "), "{shown}");
     // What the operator noted at the closing takes this state, and no older one.
-    let pin = ["--expect-sequence-at-least", "3"];
+    let pin = ["--expect-sequence-at-least", "4"];
     fs::write(bench.path("disk.img"), old).unwrap();
     refuse(pin, "an older state of the disk");
     bench.refuse(&[&SERVE[..], &["--expect-uuid", "7"]].concat(), 2, "uuid");

@@ -446,7 +446,6 @@ fn both_copies_of_a_record_from_before_a_reset_on_an_unclean_disk() {
 
 /// Records that are put back while the disk is served: what the daemon knows is what it closes the disk with.
 #[test]
-#[ignore = "known defect: a close vouches for what it finds on the medium"]
 fn records_put_back_under_a_running_daemon_are_not_vouched_for() {
     for cipher in [GCM, Cipher::Aes256Xts] {
         let history = History::of(cipher, Left::Clean);

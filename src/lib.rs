@@ -35,6 +35,7 @@
 //! | [`store`] | where bytes live: files by io_uring or the page cache; the in-memory twin | what bytes mean |
 //! | [`secret`] | the volume key and what is derived from it | I/O of data |
 //! | [`limit`] | bounded logging | |
+//! | [`mutant`] | faults for the simulator to find, absent from a normal build | |
 //! | [`geometry`] | units, and the shape of a disk | everything |
 //!
 //! Imports run downward only; `tests/layering.rs` checks it. The on-disk format is specified at
@@ -49,6 +50,8 @@ pub mod geometry;
 pub mod integrity;
 pub mod keyslot;
 pub mod limit;
+#[doc(hidden)]
+pub mod mutant;
 pub mod queue;
 pub mod request;
 pub mod secret;

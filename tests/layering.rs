@@ -32,6 +32,7 @@ mod tests {
                 "integrity",
                 "keyslot",
                 "limit",
+                "mutant",
                 "request",
                 "secret",
                 "store",
@@ -46,10 +47,11 @@ mod tests {
         ("integrity", &["crypt", "geometry", "zone"]),
         ("format", &["crypt", "geometry", "secret", "store", "zone"]),
         ("secret", &["geometry", "zone"]),
-        ("zone", &["geometry"]),
+        ("zone", &["geometry", "mutant"]),
         ("crypt", &[]),
         ("store", &[]),
         ("limit", &[]),
+        ("mutant", &[]),
         ("geometry", &[]),
     ];
 

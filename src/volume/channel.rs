@@ -17,6 +17,7 @@ use log::error;
 use crate::geometry::{Blocks, Generation, SECTOR_SIZE, Sector, ZoneIndex, ZoneType};
 use crate::keyslot::{KeyCache, KeyId, KeyRef, KeyslotError};
 use crate::limit::LogLimit;
+use crate::mutant::Mutant;
 use crate::request::{Command, Outcome, Span, Status, ZoneAction, blocks_of};
 use crate::store::{Completion, Medium, Op as StoreOp, Store, Token};
 use crate::zone::{Admission, Grant, Released, Ticket, ZoneError};
@@ -227,7 +228,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 if let Some(closed) = grant.closed {
                     self.touch(closed);
                 }
-                if grant.start == Blocks(0) {
+                if grant.start == Blocks(0) || Mutant::RecordBeforeData.is_on() {
                     // If the daemon is killed meanwhile, the zone is not empty, and a reset of it has
                     // something to erase.
                     self.publish(grant.zone);
@@ -356,6 +357,9 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             self.touch(grant.zone);
             self.set_stage(id, Stage::InLine(outcome));
             self.volume.table.complete(grant, failed.is_none());
+            if Mutant::AcknowledgeOutOfOrder.is_on() && failed.is_none() {
+                self.end(id, outcome);
+            }
             return;
         }
         match (failed, direction) {

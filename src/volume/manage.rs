@@ -3,6 +3,7 @@
 use log::error;
 
 use crate::geometry::ZoneIndex;
+use crate::mutant::Mutant;
 use crate::request::{Outcome, Status};
 use crate::store::Medium;
 use crate::zone::{Admission, Ticket, ZoneError};
@@ -102,7 +103,9 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             flying: 0,
         };
         self.set_stage(id, Stage::Reset(reset));
-        if ok {
+        if ok && Mutant::ResetWithoutSync.is_on() {
+            self.continue_reset(id, true);
+        } else if ok {
             self.join_sync(id);
         } else {
             self.end_reset(id, false);
@@ -130,7 +133,9 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         if let Some(reset) = self.reset(id) {
             reset.zones = zones;
         }
-        if written {
+        if written && Mutant::ResetWithoutSync.is_on() {
+            self.continue_reset(id, true);
+        } else if written {
             self.join_sync(id);
         } else {
             self.end_reset(id, false);

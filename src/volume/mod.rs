@@ -57,9 +57,10 @@ use crate::format::{
 use crate::geometry::{Geometry, ZoneIndex};
 use crate::keyslot::{self, KeyslotStats, Keyslots};
 use crate::limit::LogLimit;
+use crate::mutant::Mutant;
 use crate::secret::SecretError;
 use crate::store::Medium;
-use crate::zone::{Opening, RecordWrite, Released, Table, Ticket, ZoneInfo, ZoneSalt};
+use crate::zone::{Epoch, Opening, RecordWrite, Released, Table, Ticket, ZoneInfo, ZoneSalt};
 
 /// Bytes of tag slots kept in memory unless told otherwise: those of 1 GiB of blocks of 4 KiB.
 pub const DEFAULT_TAG_CACHE: usize = 8 << 20;
@@ -236,7 +237,10 @@ impl<M: Medium> Volume<M> {
             .filter(|(_, record)| record.stale)
             .map(|(zone, _)| zone)
             .collect();
-        let epoch = session::random_epoch()?;
+        let epoch = match Mutant::KeepEpoch.is_on() && header.epoch != Epoch(0) {
+            true => header.epoch,
+            false => session::random_epoch()?,
+        };
         let records = loaded.iter().map(|record| record.newest).collect();
         let volume = Self {
             table: Table::new(geometry, records, left.opening, epoch),

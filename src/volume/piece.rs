@@ -10,6 +10,7 @@ use crate::geometry::{Blocks, Generation, SECTOR_SIZE, ZoneIndex};
 use crate::integrity::{BadBlocks, OpenError, SLOT_LEN, Slot, Stamp};
 use crate::keyslot::KeyslotError;
 use crate::limit::LogLimit;
+use crate::mutant::Mutant;
 use crate::request::{Span, Status, blocks_of};
 use crate::store::{Completion, IoBuf, Medium, Op as StoreOp, Store, Token};
 
@@ -402,6 +403,11 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         read: &ReadPiece,
         data: &mut [u8],
     ) -> Result<(), Undelivered> {
+        if Mutant::VerifyAfterCopy.is_on()
+            && let Some(op) = self.op(op)
+        {
+            let _ = op.payload.scatter(read.offset, data);
+        }
         match self.key(zone, read.generation) {
             Ok(key) => {
                 let cached = matches!(read.slots, SlotSource::Cache);

@@ -1,6 +1,7 @@
 //! One zone in memory.
 
 use crate::geometry::{Blocks, Generation, Geometry, ZoneIndex};
+use crate::mutant::Mutant;
 
 use super::line::{Line, Ticket};
 use super::record::{Loaded, RecordPlace};
@@ -101,7 +102,10 @@ pub(super) fn fall_back(zone: &mut Zone) -> ZoneState {
         // No write follows, so its counters matter to nobody.
         return ZoneState::ReadOnly;
     }
-    zone.fence = Some(used);
+    zone.fence = Some(match Mutant::ReuseNonceAfterFailedWrite.is_on() {
+        true => 0,
+        false => used,
+    });
     zone.state
 }
 

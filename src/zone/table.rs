@@ -3,6 +3,7 @@
 use parking_lot::Mutex;
 
 use crate::geometry::{Blocks, Generation, Geometry, Sector, ZoneIndex, ZoneType};
+use crate::mutant::Mutant;
 
 use super::answer::{Admission, Finished, FlushMark, Grant, MarkedZone, ReadView, Settled};
 use super::entry::{Zone, fall_back, load_zone};
@@ -263,6 +264,10 @@ impl Table {
         let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
         zone.last_use = clock;
         zone.reserved = end;
+        if Mutant::RecordBeforeData.is_on() {
+            zone.written = end;
+            zone.touched = true;
+        }
         if zone.epoch != epoch {
             zone.epoch = epoch;
             zone.skipped = Skipped(0);

@@ -10,7 +10,7 @@ use crate::exhaustive;
 use crate::history::{self, Plan};
 use crate::judge::Judge;
 use crate::shape::{Base, Shape};
-use crate::tally::Tally;
+use crate::tally::{Tally, faults};
 use crate::world::Look;
 
 /// How long a drawn campaign runs in CI.
@@ -61,7 +61,7 @@ fn seed() -> u64 {
 }
 
 /// Runs drawn histories for the time that is set.
-fn drawn(name: &str, shape: Shape, plan: Plan) -> Tally {
+fn drawn(name: &str, shape: Shape, plan: Plan) {
     let base = Base::new(shape);
     let tally = RefCell::new(Tally::new());
     let time = number("CRASH_TIME").map_or(CI_TIME, Duration::from_secs);
@@ -85,16 +85,26 @@ fn drawn(name: &str, shape: Shape, plan: Plan) -> Tally {
         base.reader.forget_keys();
         run += 1;
     }
-    finish(name, &base, tally.into_inner())
+    finish(name, &base, &tally.into_inner(), plan.faults);
 }
 
-fn finish(name: &str, base: &Base, tally: Tally) -> Tally {
+/// Prints what happened. A campaign that ran in full must have fired every fault that it could.
+fn finish(name: &str, base: &Base, tally: &Tally, faulty: bool) {
     let counts = base.medium.control().counts();
     println!("{}", tally.report(name, &counts));
-    tally
+    let replayed = number("CRASH_HISTORIES").is_some() || number("CRASH_SEED").is_some();
+    if faulty && !replayed {
+        let fired = faults(tally, &counts, base.shape.tagged());
+        let silent: Vec<&str> = fired
+            .iter()
+            .filter(|(_, count)| *count == 0)
+            .map(|(what, _)| *what)
+            .collect();
+        assert!(silent.is_empty(), "{name}: never fired: {silent:?}");
+    }
 }
 
-fn all_of(name: &str, shape: Shape, look: Look) -> Tally {
+fn all_of(name: &str, shape: Shape, look: Look) {
     let base = Base::new(shape);
     let tally = RefCell::new(Tally::new());
     let only = number("CRASH_SEED");
@@ -114,7 +124,7 @@ fn all_of(name: &str, shape: Shape, look: Look) -> Tally {
         }
         base.reader.forget_keys();
     }
-    finish(name, &base, tally.into_inner())
+    finish(name, &base, &tally.into_inner(), false);
 }
 
 const DRAWN: Plan = Plan {

@@ -69,7 +69,7 @@ pub(crate) fn run(judge: &Judge<'_>, number: u64, look: Look) -> Result<(), Stri
 
 fn steps(world: &mut World<'_>, number: u64) -> Result<(), String> {
     world.looking = false;
-    let stamps = world.stamps(2);
+    let stamps = world.stamps(0, 2);
     world.submit(0, Action::Append { zone: 0, stamps })?;
     world.settle()?;
     world.submit(0, Action::Flush)?;
@@ -92,17 +92,17 @@ fn step(world: &mut World<'_>, step: Step) -> Result<(), String> {
     let action = match step {
         Step::Append(zone, count) => Action::Append {
             zone,
-            stamps: world.stamps(count),
+            stamps: world.stamps(zone, count),
         },
         Step::Write(zone, count) => Action::Write {
             zone,
             at: world.model.next_place(zone),
-            stamps: world.stamps(count),
+            stamps: world.stamps(zone, count),
         },
         Step::Pair(zone) => return pair(world, zone),
         Step::Hanging(zone) => {
             world.rig.control.hold(&[Kind::Write]);
-            let stamps = world.stamps(1);
+            let stamps = world.stamps(zone, 1);
             world.submit(1, Action::Append { zone, stamps })?;
             world.poll(1)?;
             world.rig.control.hold(&[]);
@@ -132,7 +132,7 @@ fn step(world: &mut World<'_>, step: Step) -> Result<(), String> {
 fn pair(world: &mut World<'_>, zone: u32) -> Result<(), String> {
     world.rig.control.hold(&[Kind::Write]);
     for queue in 0..2 {
-        let stamps = world.stamps(1);
+        let stamps = world.stamps(zone, 1);
         world.submit(queue, Action::Append { zone, stamps })?;
         world.poll(queue)?;
     }

@@ -110,7 +110,7 @@ fn draw_action(world: &mut World<'_>, judge: &Judge<'_>) -> Action {
     match world.rng.below(100) {
         0..38 => Action::Append {
             zone,
-            stamps: world.stamps(count),
+            stamps: world.stamps(zone, count),
         },
         38..58 => Action::Write {
             zone,
@@ -118,7 +118,7 @@ fn draw_action(world: &mut World<'_>, judge: &Judge<'_>) -> Action {
                 .model
                 .next_place(zone)
                 .min(judge.base.shape.capacity - count),
-            stamps: world.stamps(count),
+            stamps: world.stamps(zone, count),
         },
         58..74 => Action::Flush,
         74..78 => Action::Finish(zone),

@@ -46,11 +46,18 @@ impl Judge<'_> {
         let before = medium.control().moment();
         let judged = self.judge_end(medium, model, end);
         judged.map_err(|why| {
-            let left = self.reader().view(&|offset, len| before.peek(offset, len));
-            format!(
-                "{why}
-the image before it was opened: {left:x?}"
-            )
+            let peek = |offset, len| before.peek(offset, len);
+            let Ok(left) = self.reader().view(&peek) else {
+                return why;
+            };
+            let zones = (0..self.reader().zones()).map(|zone| {
+                let record = left
+                    .newest(zone)
+                    .map(|record| self.reader().describe(&peek, zone, record));
+                record.unwrap_or_default()
+            });
+            let slots: String = zones.collect();
+            format!("{why}\nthe image before it was opened: {left:?}\n{slots}")
         })
     }
 

@@ -11,6 +11,10 @@ use zonevault::request::{Outcome, Status};
 use zonevault::zone::ZoneState;
 
 use crate::payload::{Content, Stamp};
+use crate::rig::QUEUES;
+
+/// Where the zone is in a stamp.
+pub(crate) const ZONE_SHIFT: u32 = 32;
 
 /// How the disk came to be opened again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,12 +80,12 @@ struct Loose {
     queue: usize,
     at: Option<u64>,
     stamps: Rc<[Stamp]>,
+    /// The end of what was acknowledged when it was submitted: it belongs behind that, or a reset came between.
+    floor: u64,
     /// It failed.
     over: bool,
     /// It was under way on another queue while a reset was: nobody knows on which side it fell.
     straddles: bool,
-    /// And it was acknowledged all the same.
-    acknowledged: bool,
     /// It may wait for a sync because the write cache was off, which later writes do not.
     waits: bool,
 }
@@ -95,16 +99,15 @@ struct Zone {
     finish: Finish,
     finishing: u32,
     resetting: u32,
-    /// A reset failed: it took effect or not.
-    reset_failed: bool,
+    /// Resets and writes were under way at once, or a reset failed: nobody can tell what came first. Then all that is
+    /// known is whose blocks are there, until a look at the quiet disk, or an opening, ends it.
+    vague: bool,
     /// Fewest and most resets there can have been.
     generation: (u64, u64),
     /// Counts completed resets, to tell marks of before from those of after.
     incarnation: u64,
-    /// An acknowledged write fell on either side of a reset.
-    unsure: bool,
-    /// The first operation acknowledged of those that wrote what is in the zone now.
-    first: u64,
+    /// How far the writes acknowledged to each queue reach.
+    reached: [u64; QUEUES],
     loose: Vec<Loose>,
 }
 
@@ -116,11 +119,10 @@ impl Zone {
             finish: Finish::No,
             finishing: 0,
             resetting: 0,
-            reset_failed: false,
+            vague: false,
             generation: (generation, generation),
             incarnation: 0,
-            unsure: false,
-            first: u64::MAX,
+            reached: [0; QUEUES],
             loose: Vec::new(),
         }
     }
@@ -128,6 +130,19 @@ impl Zone {
     /// The end of the last acknowledged write.
     fn end(&self) -> u64 {
         self.blocks.len() as u64
+    }
+
+    /// Nothing was acknowledged since the last reset.
+    fn is_blank(&self) -> bool {
+        self.blocks.is_empty() && self.finish == Finish::No
+    }
+
+    /// In front of this nothing is written but after a reset.
+    fn floor(&self) -> u64 {
+        match self.finish {
+            Finish::Done => u64::MAX,
+            _ => self.end(),
+        }
     }
 
     /// Notes an acknowledged write.
@@ -143,24 +158,22 @@ impl Zone {
         };
         let loose = self.loose.remove(position);
         let end = place + loose.stamps.len() as u64;
-        let taken = self
-            .blocks
-            .get(place_len(place))
-            .is_some_and(Option::is_some);
-        if taken && self.reset_failed {
-            // So the reset that nobody was sure of did happen.
-            self.clear();
-        }
-        if end > capacity {
+        // A queue hears of its writes to a zone in the order of their places, but for those that wait for a sync.
+        let reached = if loose.waits { 0 } else { self.reached[queue] };
+        if place < loose.floor.max(reached) {
             return Err(format!(
-                "a write was put at {place}, past the zone's capacity"
+                "acknowledged at {place}, in front of the write pointer"
             ));
         }
-        // What lies before it and is not known must belong to other queues, which have not heard of it yet.
+        if end > capacity {
+            return Err(format!("acknowledged at {place}, past the zone's capacity"));
+        }
+        // What lies before it and is not known must belong to other queues, which have not heard of it yet, or to
+        // writes that were written and then could not be made durable.
         let others = self
             .loose
             .iter()
-            .filter(|l| l.queue != queue || l.straddles || l.waits);
+            .filter(|l| l.queue != queue || l.waits || l.over);
         let room: u64 = others.map(|l| l.stamps.len() as u64).sum();
         let before = self.blocks.iter().take(place_len(place));
         let known = before.filter(|block| block.is_some()).count() as u64;
@@ -169,7 +182,7 @@ impl Zone {
                 "acknowledged at {place} while only {known} blocks before it were"
             ));
         }
-        self.first = self.first.min(id);
+        self.reached[queue] = self.reached[queue].max(end);
         if self.end() < end {
             self.blocks.resize(place_len(end), None);
         }
@@ -183,7 +196,7 @@ impl Zone {
 
     /// The zone after a reset, if one may have taken effect unnoticed.
     fn emptied(&self) -> Option<Self> {
-        (self.resetting > 0 || self.reset_failed).then(|| Self {
+        (self.resetting > 0).then(|| Self {
             blocks: Vec::new(),
             durable: 0,
             finish: self.finish.min(Finish::Maybe),
@@ -203,12 +216,29 @@ impl Zone {
     }
 
     fn clear(&mut self) {
+        self.loose.iter_mut().for_each(|loose| loose.floor = 0);
+        self.reached = [0; QUEUES];
         self.blocks.clear();
         self.durable = 0;
         self.finish = Finish::No;
         self.incarnation += 1;
-        self.unsure = self.loose.iter().any(|loose| loose.acknowledged);
-        self.first = u64::MAX;
+    }
+
+    /// Nobody can tell any more what is there.
+    fn blur(&mut self) {
+        self.clear();
+        self.vague = true;
+    }
+
+    /// Whether what is seen of a vague zone may be there: blocks that were written to it, and nothing else.
+    fn judge_vague(&self, index: usize, seen: &Seen) -> Result<(), String> {
+        for (at, content) in seen.blocks.iter().enumerate() {
+            match content {
+                Content::Stamp(stamp) if zone_of(*stamp) == index => {}
+                other => return Err(format!("block {at} holds {other:x?}")),
+            }
+        }
+        Ok(())
     }
 
     /// Whether blocks that nobody acknowledged are where they may be.
@@ -285,6 +315,11 @@ impl Zone {
     }
 }
 
+/// The zone that a stamp was made for.
+fn zone_of(stamp: Stamp) -> usize {
+    usize::try_from(stamp >> ZONE_SHIFT).expect("few zones")
+}
+
 fn place_len(place: u64) -> usize {
     usize::try_from(place).expect("64 bits")
 }
@@ -294,7 +329,8 @@ fn place_len(place: u64) -> usize {
 struct Submitted {
     queue: usize,
     action: Action,
-    /// Of a flush, a FINISH or a read: for every zone, its incarnation and how much was acknowledged.
+    /// Of a flush, a FINISH or a read: for every zone, its incarnation and how much was acknowledged. Of a reset: 1 if
+    /// anything was.
     marks: Rc<[(u64, u64)]>,
 }
 
@@ -356,6 +392,10 @@ impl Model {
                 let marks = self.zones.iter().map(|zone| (zone.incarnation, zone.end()));
                 marks.collect()
             }
+            Action::Reset(_) | Action::ResetAll => {
+                let mark = |zone: &Zone| (zone.incarnation, u64::from(!zone.is_blank()));
+                self.zones.iter().map(mark).collect()
+            }
             _ => Rc::new([]),
         };
         match action {
@@ -370,9 +410,9 @@ impl Model {
                     queue,
                     at,
                     stamps,
+                    floor: self.zones[*zone as usize].floor(),
                     over: false,
                     straddles: false,
-                    acknowledged: false,
                     waits: false,
                 };
                 self.zones[*zone as usize].loose.push(loose);
@@ -436,14 +476,14 @@ impl Model {
                 Ok(())
             }
             Action::Finish(zone) => {
-                self.complete_finish(*zone as usize, id, status, &submitted.marks);
+                self.complete_finish(*zone as usize, status, &submitted.marks);
                 Ok(())
             }
             action @ (Action::Reset(_) | Action::ResetAll) => {
                 let all = matches!(action, Action::ResetAll);
                 for zone in self.reset_zones(action) {
                     let passed_over = all && read_only[zone];
-                    self.complete_reset(zone, status, passed_over, (id, submitted.queue));
+                    self.complete_reset(zone, status, passed_over, (id, &submitted));
                 }
                 Ok(())
             }
@@ -461,12 +501,15 @@ impl Model {
     ) -> Result<(), String> {
         let (capacity, write_cache) = (self.capacity, self.write_cache);
         let zone = &mut self.zones[zone];
+        if zone.vague {
+            zone.loose.retain(|loose| loose.id != id);
+            return Ok(());
+        }
         match status {
             Status::Ok => {
-                let mut its = zone.loose.iter_mut().filter(|loose| loose.id == id);
-                if let Some(loose) = its.find(|loose| loose.straddles) {
-                    loose.acknowledged = true;
-                    zone.unsure = true;
+                let straddles = |loose: &Loose| loose.id == id && loose.straddles;
+                if zone.loose.iter().any(straddles) {
+                    zone.blur();
                     return Ok(());
                 }
                 let place = place.ok_or("an append that names no sector of its zone")?;
@@ -493,16 +536,16 @@ impl Model {
         }
     }
 
-    fn complete_finish(&mut self, zone: usize, id: u64, status: Status, marks: &[(u64, u64)]) {
+    fn complete_finish(&mut self, zone: usize, status: Status, marks: &[(u64, u64)]) {
         let capacity = self.capacity;
         let (incarnation, end) = marks[zone];
         let zone = &mut self.zones[zone];
         zone.finishing -= 1;
+        if zone.vague {
+            return;
+        }
         // Found it finished by another FINISH, which may still be on its way, or full.
         let another = zone.finishing > 0;
-        if status == Status::Ok {
-            zone.first = zone.first.min(id);
-        }
         let flying = zone.loose.iter().filter(|loose| !loose.over);
         let may_fill = zone.end() + flying.map(|l| l.stamps.len() as u64).sum::<u64>() >= capacity;
         match status {
@@ -521,17 +564,19 @@ impl Model {
         zone: usize,
         status: Status,
         passed_over: bool,
-        (id, queue): (u64, usize),
+        (id, submitted): (u64, &Submitted),
     ) {
+        let (incarnation, held) = submitted.marks[zone];
         let zone = &mut self.zones[zone];
+        let held = held > 0 && zone.incarnation == incarnation;
         zone.resetting -= 1;
+        // It may have found the zone empty, before what is there now was written: nothing was acknowledged when it was
+        // submitted, or another reset may have come before it. Resetting all passes over zones that failed.
+        let unsure = !zone.is_blank() && (!held || zone.resetting > 0);
         match status {
-            // Resetting all passes over zones that failed; whether before or after it got there, nobody knows.
-            Status::Ok if passed_over => zone.reset_failed = true,
-            // It may have found the zone empty, before all that is there now was written.
-            Status::Ok if zone.first != u64::MAX && zone.first > id => zone.reset_failed = true,
-            Status::Ok => zone.reset(id, queue),
-            Status::IoError => zone.reset_failed = true,
+            Status::Ok if zone.vague || unsure || passed_over => zone.blur(),
+            Status::Ok => zone.reset(id, submitted.queue),
+            Status::IoError => zone.blur(),
             _ => {}
         }
     }
@@ -566,19 +611,35 @@ impl Model {
         // A recovery that finds more active zones than may be finishes some.
         let crowded = self.max_active != 0 && count(&active) == self.max_active as usize;
         for (index, (zone, seen)) in self.zones.iter().zip(seen).enumerate() {
-            self.judge_zone(zone, seen, end, crowded)
+            self.judge_zone(index, zone, seen, end, crowded)
                 .map_err(|why| format!("zone {index}, {end:?}: {why}"))?;
         }
         Ok(())
     }
 
-    fn judge_zone(&self, zone: &Zone, seen: &Seen, end: End, crowded: bool) -> Result<(), String> {
+    fn judge_zone(
+        &self,
+        index: usize,
+        zone: &Zone,
+        seen: &Seen,
+        end: End,
+        crowded: bool,
+    ) -> Result<(), String> {
         let (least, most) = zone.generation;
         if !(least..=most).contains(&seen.generation) {
             return Err(format!(
                 "generation {} is not within {least}..={most}",
                 seen.generation
             ));
+        }
+        if zone.vague {
+            zone.judge_vague(index, seen)?;
+            let fits = self.fits(seen, end, true);
+            return if fits {
+                Ok(())
+            } else {
+                Err(format!("{} with {} blocks", seen.state, seen.blocks.len()))
+            };
         }
         let judged = self.judge_world(zone, seen, end, crowded);
         match (judged, zone.emptied()) {
@@ -595,34 +656,39 @@ impl Model {
             End::Killed | End::Clean => zone.end(),
         };
         zone.judge_content(seen, must)?;
-        let written = seen.blocks.len() as u64;
         let finish = zone.finish != Finish::No || zone.finishing > 0;
-        let fits = match seen.state {
-            ZoneState::Empty => written == 0 && zone.finish != Finish::Done,
-            ZoneState::Closed => {
-                written > 0 && written < self.capacity && zone.finish != Finish::Done
-            }
-            ZoneState::ImplicitOpen | ZoneState::ExplicitOpen => {
-                end == End::Killed && written < self.capacity && zone.finish != Finish::Done
-            }
-            ZoneState::Full => written == self.capacity || finish || crowded,
-            ZoneState::ReadOnly => self.faults,
-            ZoneState::Offline | ZoneState::NotWritePointer => false,
-        };
-        if fits {
+        let must_be_full = zone.finish == Finish::Done;
+        let closed_for_good = matches!(seen.state, ZoneState::Full | ZoneState::ReadOnly);
+        if self.fits(seen, end, finish || crowded) && (closed_for_good || !must_be_full) {
             Ok(())
         } else {
+            let (state, written) = (seen.state, seen.blocks.len());
             Err(format!(
-                "{} with {written} blocks (finished: {:?})",
-                seen.state, zone.finish
+                "{state} with {written} blocks (finished: {:?})",
+                zone.finish
             ))
+        }
+    }
+
+    /// Whether a zone in this state can hold as much as it does; `full`: it can be full early.
+    fn fits(&self, seen: &Seen, end: End, full: bool) -> bool {
+        let written = seen.blocks.len() as u64;
+        match seen.state {
+            ZoneState::Empty => written == 0,
+            ZoneState::Closed => written > 0 && written < self.capacity,
+            ZoneState::ImplicitOpen | ZoneState::ExplicitOpen => {
+                end == End::Killed && written < self.capacity
+            }
+            ZoneState::Full => written == self.capacity || full,
+            ZoneState::ReadOnly => self.faults,
+            ZoneState::Offline | ZoneState::NotWritePointer => false,
         }
     }
 
     /// Blocks acknowledged of a zone, from its start, if that is certain.
     pub(crate) fn certain(&self, zone: u32) -> Option<u64> {
         let zone = &self.zones[zone as usize];
-        (!zone.unsure && zone.emptied().is_none()).then(|| zone.end())
+        (!zone.vague && zone.resetting == 0).then(|| zone.end())
     }
 
     /// Whether a read of a running disk may give these blocks, of which `known` were acknowledged when it began.
@@ -637,10 +703,45 @@ impl Model {
         for (at, (block, content)) in known.enumerate() {
             let fits = block.is_none_or(|stamp| *content == Content::Stamp(stamp));
             let failed = *content == Content::Failed && self.faults;
-            if !fits && !failed && zone.emptied().is_none() {
+            if !fits && !failed && zone.resetting == 0 {
                 return Err(format!("block {at} reads as {content:?}, not as {block:?}"));
             }
         }
+        Ok(())
+    }
+
+    /// Learns from a quiet disk, on which nothing ever failed, what a vague zone holds.
+    pub(crate) fn learn(
+        &mut self,
+        index: u32,
+        state: ZoneState,
+        blocks: &[Content],
+    ) -> Result<(), String> {
+        let capacity = self.capacity;
+        let zone = &mut self.zones[index as usize];
+        if !zone.vague {
+            return Ok(());
+        }
+        let blocks = blocks.iter().map_while(|content| match content {
+            Content::Stamp(stamp) => Some(Some(*stamp)),
+            _ => None,
+        });
+        let blocks: Vec<Option<Stamp>> = blocks.collect();
+        if blocks
+            .iter()
+            .flatten()
+            .any(|stamp| zone_of(*stamp) != index as usize)
+        {
+            return Err(format!("zone {index} holds another zone's blocks"));
+        }
+        let early = state == ZoneState::Full && (blocks.len() as u64) < capacity;
+        *zone = Zone {
+            blocks,
+            finish: if early { Finish::Maybe } else { Finish::No },
+            incarnation: zone.incarnation + 1,
+            generation: zone.generation,
+            ..Zone::new(0)
+        };
         Ok(())
     }
 

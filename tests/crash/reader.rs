@@ -459,6 +459,24 @@ impl Reader {
             .collect()
     }
 
+    /// What every tag slot of a zone says, for who looks for a fault.
+    pub(crate) fn describe(&self, peek: Peek<'_>, zone: u32, record: &Record) -> String {
+        if !self.tagged() {
+            return String::new();
+        }
+        let mut text = String::new();
+        let blocks = self.blocks(peek, zone, record, self.capacity());
+        for (number, block) in (0..).zip(blocks) {
+            let slot = peek(self.slot_offset(zone) + number * SLOT_LEN as u64, SLOT_LEN);
+            let sound = if block == Block::Bad { "bad" } else { "sound" };
+            let (epoch, counter) = (u64_at(&slot, 0), u32_at(&slot, 8));
+            text.push_str(&format!(
+                "  zone {zone} block {number}: {sound}, {epoch:x}/{counter}\n"
+            ));
+        }
+        text
+    }
+
     /// Where recovery after a power cut must put the write pointer of a zone, by the book.
     pub(crate) fn recovered(&self, peek: Peek<'_>, view: &View, zone: u32) -> u64 {
         let Some(record) = view.newest(zone) else {

@@ -89,7 +89,7 @@ impl Tally {
             ("nonces", self.nonces),
             ("read by the Python reader too", self.foreign),
         ];
-        for (name, figure) in figures.into_iter().chain(faults(self, counts)) {
+        for (name, figure) in figures.into_iter().chain(faults(self, counts, true)) {
             writeln!(text, "  {name:34} {figure:>12}").expect("a string takes everything");
         }
         text
@@ -101,9 +101,9 @@ fn per(count: u64, seconds: f64) -> f64 {
     count as f64 / seconds.max(0.001)
 }
 
-/// How often each kind of fault fired.
-pub(crate) fn faults(tally: &Tally, counts: &Counts) -> Vec<(&'static str, u64)> {
-    vec![
+/// How often each kind of fault fired; damage that only tags tell is among them for `tagged` disks.
+pub(crate) fn faults(tally: &Tally, counts: &Counts, tagged: bool) -> Vec<(&'static str, u64)> {
+    let mut all = vec![
         ("fault: sectors lost", counts.sectors_lost + counts.cut_lost),
         ("fault: sectors kept", counts.sectors_kept + counts.cut_kept),
         ("fault: older version of a sector", counts.sectors_stale),
@@ -119,8 +119,13 @@ pub(crate) fn faults(tally: &Tally, counts: &Counts) -> Vec<(&'static str, u64)>
         ("fault: failed syncs", counts.failed_syncs),
         ("fault: pages forgotten after EIO", counts.forgotten),
         ("fault: read errors", counts.read_errors),
-        ("fault: rotten blocks", tally.rotten),
-        ("fault: misdirected writes", tally.misdirected),
-        ("fault: dropped writes", tally.dropped),
-    ]
+    ];
+    if tagged {
+        all.extend([
+            ("fault: rotten blocks", tally.rotten),
+            ("fault: misdirected writes", tally.misdirected),
+            ("fault: dropped writes", tally.dropped),
+        ]);
+    }
+    all
 }

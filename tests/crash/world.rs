@@ -7,8 +7,8 @@ use zonevault::store::mem::{Counts, Fault, Kind, MemMedium, Moment};
 use zonevault::zone::ZoneState;
 
 use crate::judge::{Judge, Opened};
-use crate::model::{Action, End, Model};
-use crate::payload::identify;
+use crate::model::{Action, End, Model, ZONE_SHIFT};
+use crate::payload::{Stamp, identify};
 use crate::rig::{QUEUES, Rig};
 use crate::rng::Rng;
 
@@ -74,9 +74,9 @@ impl<'a> World<'a> {
         })
     }
 
-    /// New blocks.
-    pub(crate) fn stamps(&mut self, count: u64) -> Rc<[u64]> {
-        let first = self.next_stamp;
+    /// New blocks for a zone.
+    pub(crate) fn stamps(&mut self, zone: u32, count: u64) -> Rc<[Stamp]> {
+        let first = u64::from(zone) << ZONE_SHIFT | self.next_stamp;
         self.next_stamp += count;
         (first..first + count).collect()
     }
@@ -194,6 +194,7 @@ impl<'a> World<'a> {
         }
         let looking = std::mem::replace(&mut self.looking, false);
         for (zone, report) in (0..).zip(self.rig.look()?) {
+            self.model.learn(zone, report.state, &report.blocks)?;
             let Some(expected) = self.model.certain(zone) else {
                 continue;
             };

@@ -127,14 +127,14 @@ fn all_of(name: &str, shape: Shape, look: Look) {
     finish(name, &base, &tally.into_inner(), false);
 }
 
-const DRAWN: Plan = Plan {
+pub(crate) const DRAWN: Plan = Plan {
     steps: 60,
     faults: false,
     syncs: false,
     look: SMALL,
 };
 
-const FAULTY: Plan = Plan {
+pub(crate) const FAULTY: Plan = Plan {
     syncs: true,
     faults: true,
     ..DRAWN
@@ -162,11 +162,11 @@ fn exhaustive_xts() {
     all_of("exhaustive_xts", BLOCKS_OF_512, look);
 }
 
-const GCM: Shape = Shape {
+pub(crate) const GCM: Shape = Shape {
     cipher: Cipher::Aes256Gcm,
     ..BLOCKS_OF_512
 };
-const GCM_4096: Shape = Shape {
+pub(crate) const GCM_4096: Shape = Shape {
     cipher: Cipher::Aes256Gcm,
     ..BLOCKS_OF_4096
 };

@@ -10,6 +10,8 @@ use crate::world::{Look, World};
 
 /// Operations under way at most.
 const UNDER_WAY: usize = 8;
+/// What a short write brings to the medium, in bytes; the last is all of it.
+const KEPT: [u64; 4] = [0, 512, 1024, 1 << 20];
 /// Longest write, in blocks.
 const LONGEST: u64 = 3;
 
@@ -141,12 +143,12 @@ fn fault(world: &mut World<'_>, plan: Plan) -> Result<(), String> {
         0 | 1 => return world.release(Some(errno), plan.syncs),
         2 => world.inject(Kind::Write, nth, Fault::Fail(errno)),
         3 | 4 => {
-            let kept = world.rng.below(3) * 512;
+            let kept = KEPT[world.rng.index(KEPT.len())];
             world.inject(Kind::Write, nth, Fault::Tear(errno, kept));
         }
         5 => world.inject(Kind::MetadataWrite, nth, Fault::Fail(errno)),
         6 => {
-            let kept = world.rng.below(3) * 512;
+            let kept = KEPT[world.rng.index(KEPT.len())];
             world.inject(Kind::MetadataWrite, nth, Fault::Tear(errno, kept));
         }
         7 if plan.syncs => world.inject(Kind::Sync, nth, Fault::Fail(libc::EIO)),

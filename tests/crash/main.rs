@@ -30,6 +30,8 @@ mod history;
 mod judge;
 mod model;
 mod modes;
+#[cfg(feature = "mutants")]
+mod mutants;
 mod payload;
 mod reader;
 mod rig;

@@ -56,7 +56,10 @@ fn steps(world: &mut World<'_>, judge: &Judge<'_>, plan: Plan) -> Result<(), Str
 }
 
 fn step(world: &mut World<'_>, judge: &Judge<'_>, plan: Plan) -> Result<(), String> {
-    let queue = usize::from(world.rng.one_in(2)) % QUEUES;
+    let queue = world.rng.index(QUEUES);
+    if plan.syncs && world.rng.one_in(8) {
+        world.forget();
+    }
     match world.rng.below(100) {
         0..45 => {
             if world.model.under_way() < UNDER_WAY && world.rig.has_room(queue) {

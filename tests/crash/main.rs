@@ -6,15 +6,23 @@
 //! oracle that shares nothing with the daemon: `model` knows only what the front-end was told, `reader` reads the image
 //! by the format's documentation, `book` holds every nonce ever seen on the medium.
 //!
+//! Campaigns: *exhaustive*, every history of up to three operations after a flush, at every moment of the last one every
+//! end (where there are too many, a draw of them); *drawn*, longer histories on two queues with cuts, kills and closings
+//! in them, without errors of the medium and with; now and then a recovery is cut off itself, or meets errors, or the
+//! Python reader reads the same image. Every fault must have fired. `mutants` shows what the simulator would find.
+//!
 //! In CI each test runs for a bounded time. By hand, for hours, and to replay what failed:
 //!
 //! ```text
-//! CRASH_TIME=3600 cargo test --release --test crash -- --nocapture drawn      every drawn campaign, an hour each
-//! CRASH_SEED=17 CRASH_HISTORIES=1 cargo test --test crash -- --nocapture NAME one history
+//! CRASH_TIME=3600 cargo test --release --test crash -- --nocapture --test-threads 2 drawn
+//! CRASH_SEED=17 CRASH_HISTORIES=1 cargo test --test crash -- --nocapture drawn_gcm_512
+//! CRASH_SEED=570 cargo test --test crash -- --nocapture exhaustive_gcm
+//! cargo test --features mutants --test crash -- --nocapture mutants
 //! ```
 //!
-//! `CRASH_SEED` is the seed of the first history (the next one has the next number), `CRASH_TIME` the seconds of a
-//! campaign, `CRASH_HISTORIES` how many at most.
+//! `CRASH_TIME` is the seconds of a drawn campaign, `CRASH_SEED` the seed of its first history (the next one has the next
+//! number) or the number of an exhaustive one, `CRASH_HISTORIES` how many run at most. A failure prints the line that
+//! replays it and what was done; the ciphertext differs from run to run, what happens does not.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -26,6 +34,7 @@ mod book;
 mod campaign;
 mod damage;
 mod exhaustive;
+mod foreign;
 mod history;
 mod judge;
 mod model;

@@ -62,7 +62,7 @@ fn each_is_found() {
         choose(None);
         match found {
             Some((states, reason)) => {
-                println!("{mutant:?}: found after {states} states\n  {reason}")
+                println!("{mutant:?}: found after {states} states\n  {reason}");
             }
             None => panic!("{mutant:?} was not found in {limit} states"),
         }

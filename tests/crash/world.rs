@@ -406,10 +406,12 @@ impl<'a> World<'a> {
 
     /// The kernel drops the pages that a failed sync left in doubt.
     pub(crate) fn forget(&mut self) {
-        self.log.push("the kernel forgets".into());
         let before = self.rig.control.counts().forgotten;
         self.rig.control.forget(self.rng.bits());
-        self.forgot |= self.rig.control.counts().forgotten != before;
+        if self.rig.control.counts().forgotten != before {
+            self.log.push("the kernel forgets".into());
+            self.forgot = true;
+        }
     }
 
     /// Whether a kill at that moment leaves something that can be judged. A sync that failed is told once; a daemon that dies before

@@ -60,6 +60,16 @@ impl fmt::Debug for Moment {
 }
 
 impl Moment {
+    /// Length of the image in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// An image of no length.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// The bytes that a read would see.
     pub fn peek(&self, offset: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];

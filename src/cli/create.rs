@@ -82,7 +82,8 @@ struct ZonedArgs {
     /// Zones at the start of the disk that take random writes [default: 0]
     #[arg(long, value_name = "N", help_heading = "Zones")]
     conventional: Option<u32>,
-    /// Most zones open at once, 0 for no limit [default: 128, or half of the zones if that is less]
+    /// Most zones open at once, 0 for no limit [default: 128, or half of the sequential zones
+    /// if that is less, but at least 14; none on a disk of up to 14]
     #[arg(long, value_name = "N", help_heading = "Zones")]
     max_open: Option<u32>,
     /// Most zones open or partly written at once, 0 for no limit [default: as --max-open; none if that is raised]

@@ -50,7 +50,7 @@ pub(super) fn run(args: &InspectArgs, out: &mut impl Write) -> Result<(), CliErr
         .size()
         .map_err(|error| CliError::image(&args.image)(ImageError::Io(error)))?;
     let records = view.records().map_err(CliError::image(&args.image))?;
-    let health = Health::of(&records);
+    let health = Health::of(&records, view.root_matches(&records));
     if args.json {
         let facts = facts(&view, &slots, health, size);
         serde_json::to_writer_pretty(&mut *out, &facts).map_err(std::io::Error::from)?;
@@ -89,7 +89,7 @@ fn print(
     line(
         "sequence",
         &format!(
-            "header number {}, one more with every opening and closing",
+            "header number {}, which grows with every opening and closing",
             header.sequence()
         ),
     )?;
@@ -97,7 +97,7 @@ fn print(
         let text = format!("copy {} is damaged, the other one is in use", copy.name());
         line("header", &text)?;
     }
-    line("records", &health.text())?;
+    line("records", &health.text(view.is_verified()))?;
     line("cipher", &cipher_text(header))?;
     line("data unit", &data_unit_text(header))?;
     line(
@@ -135,11 +135,16 @@ struct Health {
     damaged: usize,
     /// Both are: the zone is lost.
     lost: usize,
+    /// Of a disk that was closed: whether these are the records with which it was.
+    as_closed: Option<bool>,
 }
 
 impl Health {
-    fn of(records: &[LoadedRecord]) -> Self {
-        let mut health = Self::default();
+    fn of(records: &[LoadedRecord], as_closed: Option<bool>) -> Self {
+        let mut health = Self {
+            as_closed,
+            ..Self::default()
+        };
         for record in records {
             match (record.is_sound(), record.newest) {
                 (true, _) => health.sound += 1,
@@ -150,15 +155,27 @@ impl Health {
         health
     }
 
-    fn text(self) -> String {
-        let mut text = format!("{} sound", self.sound);
+    fn text(self, verified: bool) -> String {
+        let word = if verified {
+            "sound"
+        } else {
+            "readable, none verified"
+        };
+        let mut text = format!("{} {word}", self.sound);
         if self.damaged > 0 {
             text.push_str(&format!(", {} with one copy damaged", self.damaged));
         }
         if self.lost > 0 {
-            text.push_str(&format!(", {} with both (zones lost)", self.lost));
+            text.push_str(&format!(
+                ", {} with both copies damaged (zones lost)",
+                self.lost
+            ));
         }
-        if self.damaged + self.lost > 0 {
+        let foreign = self.as_closed == Some(false);
+        if foreign {
+            text.push_str(", NOT those with which the disk was closed");
+        }
+        if self.damaged + self.lost > 0 || foreign {
             text.push_str(": see `zonevault check`");
         }
         text
@@ -285,6 +302,7 @@ fn facts(view: &View, slots: &[Slot], health: Health, size: u64) -> Value {
             "sound": health.sound,
             "one_copy": health.damaged,
             "both_copies": health.lost,
+            "as_closed": health.as_closed,
         },
         "damaged_header": view.damaged_header.map(|copy| copy.name()),
         "cipher": header.cipher().name(),

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::crypt::Cipher;
 use crate::device::{DeviceOptions, Server, Stop};
-use crate::format::Header;
+use crate::format::Unlocked;
 use crate::format::image::unlock;
 use crate::geometry::Model;
 use crate::request::{DeviceLimits, SERIAL_LEN};
@@ -141,7 +141,8 @@ fn parse_tag_cache(text: &str) -> Result<TagCache, String> {
 
 impl ExpectArgs {
     /// What is not as expected, in words.
-    fn mismatch(&self, header: &Header) -> Option<String> {
+    fn mismatch(&self, unlocked: &Unlocked) -> Option<String> {
+        let header = &unlocked.header;
         let uuid = header.uuid();
         let cipher = header.cipher();
         let sequence = header.sequence();
@@ -155,9 +156,15 @@ impl ExpectArgs {
         }
         let least = self.expect_sequence_at_least?;
         (sequence < least).then(|| {
+            let damaged = match unlocked.damaged_header {
+                Some(_) => {
+                    ", or the newer copy of its header is the damaged one (`zonevault check`)"
+                }
+                None => "",
+            };
             format!(
                 "its header is number {sequence}, and {least} or later is expected: this is an \
-                 older state of the disk"
+                 older state of the disk{damaged}"
             )
         })
     }
@@ -191,7 +198,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     let credential = args.key.read()?;
     let unlocked = unlock(&medium, &credential).map_err(CliError::image(&args.image))?;
     drop(credential);
-    if let Some(mismatch) = args.expect.mismatch(&unlocked.header) {
+    if let Some(mismatch) = args.expect.mismatch(&unlocked) {
         return Err(CliError::Pinned {
             path: args.image.clone(),
             mismatch,
@@ -225,8 +232,12 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     volume.close().map_err(CliError::volume(&args.image))?;
     let keys = volume.keyslot_stats();
     let blocks = volume.integrity_stats();
+    let ended = match args.read_only {
+        true => "ended, nothing was changed",
+        false => "closed in order",
+    };
     info!(
-        "closed in order, header number {}; bad blocks read: {}; tag slots read: {}; keyslots: {} \
+        "{ended}, header number {}; bad blocks read: {}; tag slots read: {}; keyslots: {} \
          hits, {} programs, {} evictions",
         volume.header_sequence(),
         blocks.bad_blocks,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::format::{
-    Header, HeaderCopy, HeaderError, ImageError, Layout, LoadedRecord, RecordKey, image,
+    Header, HeaderCopy, HeaderError, ImageError, Layout, LoadedRecord, OpenState, RecordKey, image,
 };
 use crate::store::{Access, FileMedium, Medium};
 
@@ -56,6 +56,14 @@ impl View {
     /// Whether a key has vouched for what is shown.
     pub(super) const fn is_verified(&self) -> bool {
         self.key.is_some()
+    }
+
+    /// Of a disk that was closed and a verified header: whether these are the records with which it
+    /// was closed.
+    pub(super) fn root_matches(&self, records: &[LoadedRecord]) -> Option<bool> {
+        let key = self.key.as_ref()?;
+        let closed = self.header.state == OpenState::Clean;
+        closed.then(|| image::records_root(key, records) == self.header.records_root)
     }
 
     /// The zone records, verified if the header is.

@@ -259,7 +259,7 @@ pub fn unlock(medium: &impl Medium, credential: &Credential) -> Result<Unlocked,
     if let Some(copy) = found.damaged {
         closed_with = (header.state == OpenState::Clean).then_some(header.records_root);
         warn!(
-            "header copy {} is damaged; going by the other one, as after a crash",
+            "header copy {} is damaged; going by the other one",
             copy.name()
         );
         header.distrust_state();

@@ -242,8 +242,12 @@ impl<M: Medium> Volume<M> {
             false => session::random_epoch()?,
         };
         let records = loaded.iter().map(|record| record.newest).collect();
+        let table = Table::new(geometry, records, left.opening, epoch);
+        if left.opening == Opening::PowerCut {
+            session::say_lost(&geometry, &loaded, &table);
+        }
         let volume = Self {
-            table: Table::new(geometry, records, left.opening, epoch),
+            table,
             medium,
             layout,
             keyslots,

@@ -24,7 +24,7 @@ use crate::format::{
 };
 use crate::geometry::{Blocks, Geometry, ZoneIndex};
 use crate::store::{Medium, Op, Store};
-use crate::zone::{Epoch, Loaded, Opening, Skipped, ZoneState, provable};
+use crate::zone::{Epoch, Loaded, Opening, Skipped, Table, ZoneState, provable};
 
 use super::scan::Scanner;
 use super::{Options, Volume, VolumeError, fill_random};
@@ -146,12 +146,40 @@ pub(super) fn prove<M: Medium>(
         }
     };
     scanner.in_parallel(jobs.into_iter(), prove_zone, note, tick)?;
-    info!(
-        "recovered {} MiB behind the last flush from their tags, in {:.1} s",
-        geometry.block_bytes(gained) >> 20,
-        begun.elapsed().as_secs_f64()
-    );
+    if gained.0 > 0 {
+        info!(
+            "tags prove {} KiB behind what is on record as flushed ({:.1} s)",
+            geometry.block_bytes(gained) >> 10,
+            begun.elapsed().as_secs_f64()
+        );
+    }
     Ok(())
+}
+
+/// Says what a power cut took. What never got on record is not known of.
+pub(super) fn say_lost(geometry: &Geometry, loaded: &[LoadedRecord], table: &Table) {
+    let (mut zones, mut blocks, mut first) = (0_u32, Blocks(0), None);
+    for (zone, found) in geometry.all_zones().zip(loaded) {
+        let before = found
+            .newest
+            .map_or(Blocks(0), |newest| newest.record.written);
+        let now = table
+            .record(zone)
+            .map_or(Blocks(0), |record| record.written);
+        if now < before {
+            zones += 1;
+            blocks = Blocks(blocks.0 + before.0 - now.0);
+            first.get_or_insert(zone);
+        }
+    }
+    let lost = geometry.block_bytes(blocks) >> 10;
+    match first {
+        None => warn!("the disk was not closed in order: nothing that is on record is lost"),
+        Some(first) => warn!(
+            "the disk was not closed in order: {lost} KiB that no flush covered are lost, at the ends of {zones} \
+             zones, the first of them {first}"
+        ),
+    }
 }
 
 impl<M: Medium> Volume<M> {
@@ -168,10 +196,7 @@ impl<M: Medium> Volume<M> {
         match opening {
             Opening::Clean => {}
             Opening::Killed => info!("the last daemon of this disk was killed: going on exactly"),
-            Opening::PowerCut => warn!(
-                "the disk was not closed in order: {} zones go back to what is certainly there",
-                self.table.touched().len()
-            ),
+            Opening::PowerCut => {}
         }
         if opening == Opening::Clean {
             // Its records are durable and exact, and go with the root in its header: that goes first.

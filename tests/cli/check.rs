@@ -264,10 +264,11 @@ fn a_lost_record_is_beyond_repair() {
     );
     assert!(fs::read(&subject.image).unwrap() == before);
     let shown = subject.bench.json(&["inspect", "disk.img", "--json"]);
-    let counts = serde_json::json!({ "sound": 14, "one_copy": 1, "both_copies": 1 });
+    let counts =
+        serde_json::json!({ "sound": 14, "one_copy": 1, "both_copies": 1, "as_closed": null });
     assert_eq!(shown["zone_records"], counts);
     let shown = subject.bench.succeed(&["inspect", "disk.img"]).out;
-    let words = "records      14 sound, 1 with one copy damaged, 1 with both (zones lost)";
+    let words = "14 readable, none verified, 1 with one copy damaged, 1 with both copies damaged";
     assert!(shown.contains(words), "{shown}");
     let zones = subject.bench.succeed(&["zones", "disk.img"]).out;
     assert!(zones.contains("2 of 16 records are damaged"), "{zones}");

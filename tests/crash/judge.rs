@@ -197,8 +197,12 @@ impl Judge<'_> {
                     self.reader()
                         .recovered(&|offset, len| before.peek(offset, len), left, zone)
                 }
-                End::Doubted => left.newest(zone).map_or(0, |record| record.durable),
-                End::Killed | End::Clean => left.newest(zone).map_or(0, |record| record.written),
+                End::Doubted if left.header.in_doubt => {
+                    left.newest(zone).map_or(0, |record| record.durable)
+                }
+                End::Killed | End::Clean | End::Doubted => {
+                    left.newest(zone).map_or(0, |record| record.written)
+                }
             };
             if expected != seen.blocks.len() as u64 {
                 let found = seen.blocks.len();

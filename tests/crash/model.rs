@@ -608,8 +608,10 @@ impl Model {
                 self.max_active
             ));
         }
-        // A recovery that finds more active zones than may be finishes some.
-        let crowded = self.max_active != 0 && count(&active) == self.max_active as usize;
+        // A recovery that finds more active zones than may be finishes some. After errors there may have been more at an
+        // opening of which nothing is known.
+        let full_house = self.faults || count(&active) == self.max_active as usize;
+        let crowded = self.max_active != 0 && full_house;
         for (index, (zone, seen)) in self.zones.iter().zip(seen).enumerate() {
             self.judge_zone(index, zone, seen, end, crowded)
                 .map_err(|why| format!("zone {index}, {end:?}: {why}"))?;

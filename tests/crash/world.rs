@@ -250,10 +250,13 @@ impl<'a> World<'a> {
             let rng = &mut self.rng;
             let medium = moment.kill_with(|| rng.one_in(2));
             self.judge.tally.borrow_mut().kills += 1;
-            self.judge
-                .judge(medium, &self.model, End::Killed)?
-                .rig
-                .retire();
+            if self.model.faults && self.rng.one_in(2) {
+                let copy = medium.control().moment().kill_with(|| false);
+                self.stumble(copy, End::Killed)?;
+            }
+            let opened = self.judge.judge(medium, &self.model, End::Killed)?;
+            opened.rig.retire();
+            self.interrupt(&opened.moments)?;
         }
         Ok(())
     }
@@ -288,7 +291,7 @@ impl<'a> World<'a> {
     fn cut(&mut self, medium: MemMedium) -> Result<(), String> {
         if self.model.faults && self.rng.one_in(self.look.recoveries) {
             let copy = medium.control().moment().kill_with(|| false);
-            self.stumble(copy)?;
+            self.stumble(copy, End::Cut)?;
         }
         let opened = self.judge.judge(medium, &self.model, End::Cut)?;
         let Opened { rig, seen, moments } = opened;
@@ -301,8 +304,21 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// Judges an opening that meets errors, and the disk after it.
-    fn stumble(&mut self, medium: MemMedium) -> Result<(), String> {
+    /// Cuts an opening off at one of its moments: what was known before it still is.
+    fn interrupt(&mut self, opening: &[Moment]) -> Result<(), String> {
+        if opening.is_empty() {
+            return Ok(());
+        }
+        let moment = &opening[self.rng.index(opening.len())];
+        let end = self.draw_end(moment);
+        self.judge.tally.borrow_mut().recoveries_cut += 1;
+        self.judge.judge(end, &self.model, End::Cut)?.rig.retire();
+        Ok(())
+    }
+
+    /// Has an opening of an image that ended so meet an error, and judges what it leaves: after another cut or, if it
+    /// was killed and not cut, another kill.
+    fn stumble(&mut self, medium: MemMedium, end: End) -> Result<(), String> {
         let kinds = [
             Kind::MetadataRead,
             Kind::MetadataWrite,
@@ -313,13 +329,26 @@ impl<'a> World<'a> {
         let kind = kinds[self.rng.index(kinds.len())];
         let control = medium.control();
         control.fail_nth(kind, self.rng.range(1, 5), Fault::Fail(libc::EIO));
-        if let Ok(rig) = Rig::open(self.judge.base, medium, End::Cut) {
+        let before = control.counts().failed_syncs;
+        // What was in doubt goes back to what is durable, and so it stays.
+        let again = match self.judge.is_in_doubt(&control.moment()) {
+            true => End::Doubted,
+            false => End::Killed,
+        };
+        if let Ok(rig) = Rig::open(self.judge.base, medium, end) {
             rig.retire();
         }
         let moment = control.moment();
-        let end = self.draw_end(&moment);
+        let told = control.counts().failed_syncs == before || self.judge.is_in_doubt(&moment);
         self.judge.tally.borrow_mut().stumbles += 1;
-        self.judge.judge(end, &self.model, End::Cut)?.rig.retire();
+        let opened = if end == End::Killed && told && self.rng.one_in(2) {
+            let medium = moment.kill_with(|| false);
+            self.judge.judge(medium, &self.model, again)?
+        } else {
+            let medium = self.draw_end(&moment);
+            self.judge.judge(medium, &self.model, End::Cut)?
+        };
+        opened.rig.retire();
         Ok(())
     }
 
@@ -364,7 +393,10 @@ impl<'a> World<'a> {
             tally.kills += u64::from(end == End::Killed);
             tally.closings += u64::from(end == End::Clean);
         }
-        let Opened { rig, seen, .. } = self.judge.judge(medium, &self.model, end)?;
+        let Opened { rig, seen, moments } = self.judge.judge(medium, &self.model, end)?;
+        if self.looking {
+            self.interrupt(&moments)?;
+        }
         std::mem::replace(&mut self.rig, rig).retire();
         self.actions.clear();
         self.model.rebase(&seen);

@@ -369,7 +369,9 @@ class Image:
         for zone, record in enumerate(self.zones):
             if record["state"] in ("offline", "not-wp"):
                 continue
-            end = record["written"] if record["state"] == "full" else record["capacity"]
+            # Nothing is written any more to a zone that is full or failed.
+            closed = record["state"] in ("full", "read-only")
+            end = record["written"] if closed else record["capacity"]
             epoch, skipped = self.header.epoch, 0
             if header_damaged or epoch == record["epoch"] or not any(self.header.boot):
                 epoch, skipped = record["epoch"], record["skipped"]

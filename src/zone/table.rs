@@ -645,6 +645,8 @@ impl Table {
         for &index in &doubtful {
             if let Some(zone) = inner.zone(index) {
                 zone.doubtful = true;
+                // Its record is in doubt like all that was to be covered.
+                zone.touched = true;
             }
             inner.set_state(index, ZoneState::ReadOnly);
         }

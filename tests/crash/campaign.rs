@@ -8,7 +8,7 @@ use zonevault::crypt::Cipher;
 use crate::book::Book;
 use crate::exhaustive;
 use crate::history::{self, Plan};
-use crate::judge::Judge;
+use crate::judge::{FOREIGN_ONE_IN, Judge};
 use crate::shape::{Base, Shape};
 use crate::tally::{Tally, faults};
 use crate::world::Look;
@@ -74,6 +74,7 @@ fn drawn(name: &str, shape: Shape, plan: Plan) {
         let judge = Judge {
             base: &base,
             tally: &tally,
+            foreign_one_in: number("CRASH_PYTHON").unwrap_or(FOREIGN_ONE_IN),
             book: RefCell::new(Book::default()),
         };
         if let Err(why) = history::run(&judge, seed, plan) {
@@ -108,18 +109,19 @@ fn all_of(name: &str, shape: Shape, look: Look) {
     let base = Base::new(shape);
     let tally = RefCell::new(Tally::new());
     let only = number("CRASH_SEED");
-    for number in 0..exhaustive::count() {
-        if only.is_some_and(|only| only != number) {
+    for history in 0..exhaustive::count() {
+        if only.is_some_and(|only| only != history) {
             continue;
         }
         let judge = Judge {
             base: &base,
             tally: &tally,
+            foreign_one_in: number("CRASH_PYTHON").unwrap_or(FOREIGN_ONE_IN),
             book: RefCell::new(Book::default()),
         };
-        if let Err(why) = exhaustive::run(&judge, number, look) {
+        if let Err(why) = exhaustive::run(&judge, history, look) {
             panic!(
-                "{name}: {why}\nreplay: CRASH_SEED={number} cargo test --test crash -- --nocapture {name}"
+                "{name}: {why}\nreplay: CRASH_SEED={history} cargo test --test crash -- --nocapture {name}"
             );
         }
         base.reader.forget_keys();

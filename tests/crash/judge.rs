@@ -15,15 +15,17 @@ use crate::shape::Base;
 use crate::tally::Tally;
 
 /// One state in so many is read by the Python reader as well, which takes a thousand times as long.
-const FOREIGN_ONE_IN: u64 = 1_013;
+pub(crate) const FOREIGN_ONE_IN: u64 = 2_003;
 /// And so many of a campaign at most.
-const FOREIGN_MOST: u64 = 12;
+const FOREIGN_MOST: u64 = 100;
 
 /// Opens and judges the ends of one history.
 #[derive(Debug)]
 pub(crate) struct Judge<'a> {
     pub(crate) base: &'a Base,
     pub(crate) tally: &'a RefCell<Tally>,
+    /// One state in so many is read by the Python reader as well.
+    pub(crate) foreign_one_in: u64,
     pub(crate) book: RefCell<Book>,
 }
 
@@ -105,7 +107,7 @@ impl Judge<'_> {
     /// Has the Python reader look at the image too, at one state in so many.
     fn ask_another(&self, left: &Moment, end: End, reports: &[Report]) -> Result<(), String> {
         let mut tally = self.tally.borrow_mut();
-        let due = tally.states.is_multiple_of(FOREIGN_ONE_IN) && tally.foreign < FOREIGN_MOST;
+        let due = tally.states.is_multiple_of(self.foreign_one_in) && tally.foreign < FOREIGN_MOST;
         if !due || end == End::Doubted {
             return Ok(());
         }

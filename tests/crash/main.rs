@@ -21,7 +21,8 @@
 //! ```
 //!
 //! `CRASH_TIME` is the seconds of a drawn campaign, `CRASH_SEED` the seed of its first history (the next one has the next
-//! number) or the number of an exhaustive one, `CRASH_HISTORIES` how many run at most. A failure prints the line that
+//! number) or the number of an exhaustive one, `CRASH_HISTORIES` how many run at most; the Python reader reads one state in
+//! `CRASH_PYTHON`. A failure prints the line that
 //! replays it and what was done; the ciphertext differs from run to run, what happens does not.
 #![expect(
     clippy::unwrap_used,

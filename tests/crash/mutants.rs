@@ -12,7 +12,7 @@ use zonevault::mutant::{Mutant, choose};
 use crate::book::Book;
 use crate::campaign::{DRAWN, FAULTY, GCM, GCM_4096};
 use crate::history::{self, Plan};
-use crate::judge::Judge;
+use crate::judge::{FOREIGN_ONE_IN, Judge};
 use crate::shape::{Base, Shape};
 use crate::tally::Tally;
 
@@ -41,6 +41,7 @@ fn find(shape: Shape, plan: Plan, limit: u64) -> Option<(u64, String)> {
         let judge = Judge {
             base: &base,
             tally: &tally,
+            foreign_one_in: FOREIGN_ONE_IN,
             book: RefCell::new(Book::default()),
         };
         if let Err(why) = history::run(&judge, seed, plan) {

@@ -42,6 +42,8 @@ pub(crate) struct World<'a> {
     pub(crate) looking: bool,
     /// The kernel forgot pages after a failed sync: what a kill leaves is then anybody's guess.
     forgot: bool,
+    /// The header said that a sync failed when the last poll was over.
+    told: bool,
     /// What had happened on the medium when the disk was opened.
     before: Counts,
     next_id: u64,
@@ -66,6 +68,7 @@ impl<'a> World<'a> {
             look,
             looking: true,
             forgot: false,
+            told: false,
             before: rig_counts,
             next_id: 0,
             next_stamp: 0x100,
@@ -119,6 +122,8 @@ impl<'a> World<'a> {
         let finished = self.rig.poll(queue);
         self.log.push(format!("poll {queue}"));
         self.pass()?;
+        let shaken = self.rig.control.counts().failed_syncs != self.before.failed_syncs;
+        self.told = shaken && self.judge.is_in_doubt(&self.rig.control.moment());
         for done in finished {
             let id = done.payload.id;
             let position = self.actions.iter().position(|(its, _)| *its == id);
@@ -402,6 +407,7 @@ impl<'a> World<'a> {
         self.model.rebase(&seen);
         self.before = self.rig.control.counts();
         self.forgot = false;
+        self.told = false;
         self.rig.control.record(true);
         Ok(())
     }
@@ -450,7 +456,8 @@ impl<'a> World<'a> {
     /// it has written that down leaves what nobody can know of.
     fn can_be_killed(&self, moment: &Moment) -> bool {
         let shaken = self.rig.control.counts().failed_syncs != self.before.failed_syncs;
-        !shaken || self.judge.is_in_doubt(moment)
+        // Nor, if the kernel has dropped a record as well, before that is written anew.
+        !shaken || (self.judge.is_in_doubt(moment) && (self.told || !self.forgot))
     }
 
     /// Turns the write cache on or off.

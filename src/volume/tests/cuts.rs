@@ -1,28 +1,12 @@
 //! Histories in which a cut, a kill or a failure once cost what had been promised, or brought back
 //! what was gone: each was a bug, found by a review.
 
+use super::tagged::{CUT, tagged};
 use super::*;
 use crate::geometry::Blocks;
 use crate::integrity::SLOT_LEN;
 use crate::store::mem::Fate;
 use crate::zone::RecordCopy;
-
-const CUT: Options = Options {
-    after_power_cut: true,
-    queues: 2,
-    keyslots: MIN_SLOTS,
-    read_only: false,
-    accept_records: false,
-    tag_cache: 64 << 10,
-};
-
-fn tagged(cipher: Cipher) -> Disk {
-    let spec = GeometrySpec {
-        conventional: 0,
-        ..spec(crate::geometry::Model::HostManaged)
-    };
-    Disk::open(image_of(spec, cipher))
-}
 
 fn failing_append(disk: &mut Disk, zone: u32) {
     disk.medium

@@ -5,7 +5,7 @@ use crate::geometry::{Blocks, Generation};
 use crate::integrity::{SLOT_LEN, Slot};
 use crate::store::mem::Fate;
 
-const CUT: Options = Options {
+pub(super) const CUT: Options = Options {
     after_power_cut: true,
     queues: 2,
     keyslots: MIN_SLOTS,
@@ -16,7 +16,7 @@ const CUT: Options = Options {
 const TAGGED: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::Aes256XtsCrc64];
 const BLOCKS_TO_CAPACITY: usize = (CAPACITY / BLOCK) as usize;
 
-fn tagged(cipher: Cipher) -> Disk {
+pub(super) fn tagged(cipher: Cipher) -> Disk {
     let spec = GeometrySpec {
         conventional: 0,
         ..spec(crate::geometry::Model::HostManaged)

@@ -1,7 +1,7 @@
 //! The way of one queue's operations through the disk.
 //!
 //! An operation begins ([`Channel::start`]), is admitted, is worked off in pieces of at most
-//! [`PIECE`] bytes (copied to a private buffer, encrypted there, submitted; the reverse for reads),
+//! 128 KiB (copied to a private buffer, encrypted there, submitted; the reverse for reads),
 //! takes its turn in the zone's line, perhaps waits for a sync, and ends in [`Channel::poll`].
 //! Each guest byte is read once. When buffers run out, the operation waits in the backlog.
 

@@ -2,7 +2,7 @@
 //! which of its blocks are bad ([`Scanner::verify`], for `check`), many zones at once
 //! ([`Scanner::in_parallel`]).
 //!
-//! Data is read in chunks of at most [`CHUNK`] bytes, their tag slots in one read each, through the
+//! Data is read in chunks of at most 256 KiB, their tag slots in one read each, through the
 //! page cache as all metadata. Recovery reads data that way too: it is what a daemon that was killed
 //! meanwhile may have left there. `verify` reads data as a guest's reads do, past the page cache
 //! where the medium can, some chunks ahead: what counts is the medium, and a disk that is read as a

@@ -27,6 +27,8 @@ use crate::keyslot::{KeyCache, KeyId, KeyRef, Keyslots, MIN_SLOTS};
 use crate::store::{Completion, IoBuf, Medium, Op, Store};
 use crate::zone::{Epoch, Skipped, ZoneRecord};
 
+use super::tags::slot_offset;
+
 /// Most bytes of data that are read as one: calls get no cheaper beyond, and with its slots it
 /// stays in the L2 cache between reading and verifying.
 const CHUNK: u64 = 256 << 10;
@@ -426,7 +428,7 @@ impl<'a, M: Medium> Scanner<'a, M> {
     }
 
     fn slot_at(&self, zone: ZoneIndex, block: Blocks) -> u64 {
-        self.layout.tag_offset(zone) + block.0 * SLOT_LEN as u64
+        slot_offset(self.layout, zone, block)
     }
 
     fn bytes_of(&self, blocks: BlockRange) -> usize {

@@ -193,10 +193,8 @@ impl<M: Medium> Volume<M> {
         stale: &[ZoneIndex],
     ) -> Result<(), VolumeError> {
         let Left { opening, in_doubt } = left;
-        match opening {
-            Opening::Clean => {}
-            Opening::Killed => info!("the last daemon of this disk was killed: going on exactly"),
-            Opening::PowerCut => {}
+        if opening == Opening::Killed {
+            info!("the last daemon of this disk was killed: going on exactly");
         }
         if opening == Opening::Clean {
             // Its records are durable and exact, and go with the root in its header: that goes first.

@@ -613,7 +613,7 @@ impl Table {
             }
             // A reset overtook the sync: its record is not durable, and the old one may not say how
             // far the flush went; one of the two must. Or a record is still to be written.
-            // Or one was written while the sync ran, and may be the first to say how far this went.
+            // Or it was written while the sync ran, and may be the first to say how far this went.
             if !same || zone.touched || !zone.place.is_durable() {
                 moved.push(marked.zone);
             }

@@ -27,11 +27,3 @@ build_rust() {
     chmod +x "$out/rustc" "$out/cargo"
     echo "Rust $("$out/rustc" --version | cut -d' ' -f2) of Debian trixie-backports" >"$out/version"
 }
-
-loader_script() {
-    cat <<RUN
-#!/bin/sh
-here=\$(dirname "\$(readlink -f "\$0")")
-exec "\$here/lib/ld-linux-x86-64.so.2" --library-path "\$here/lib" "\$here/bin/$1" $2 "\$@"
-RUN
-}

@@ -1,0 +1,268 @@
+//! Requests allocate nothing once a queue is warm: no memory is asked of the allocator for any read, write or append.
+//!
+//! A worker over a ring in this process, on a file: in memory, and with direct I/O where the build directory lies on
+//! what has it. Each kind of request is worked off until every buffer, table and vector has the size it needs, and
+//! then a thousand times more, counted. A test that fails names the places.
+//!
+//! Not steady, and so not here: the first use of a zone (its key), and zone management.
+#![expect(
+    unsafe_code,
+    reason = "an allocator that counts implements an unsafe trait"
+)]
+
+#[cfg(test)]
+pub mod pipeline;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::backtrace::Backtrace;
+use std::cell::{Cell, RefCell};
+
+/// The system's allocator, but it notes who asks while it is told to.
+struct Counting;
+
+thread_local! {
+    static WATCHED: Cell<bool> = const { Cell::new(false) };
+    static STACKS: RefCell<Vec<Backtrace>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Most stacks that are kept: enough to tell what happens every time from what happened once.
+const MAX_STACKS: usize = 4000;
+
+fn note() {
+    // Not watched while it notes: that allocates.
+    if WATCHED.replace(false) {
+        STACKS.with_borrow_mut(|stacks| {
+            if stacks.len() < MAX_STACKS {
+                stacks.push(Backtrace::force_capture());
+            }
+        });
+        WATCHED.set(true);
+    }
+}
+
+// SAFETY: every call is handed on to the system's allocator as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note();
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        note();
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        note();
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.realloc(block, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The stacks of every allocation that this thread makes in `work`.
+#[cfg(test)]
+fn allocations(work: impl FnOnce()) -> Vec<Backtrace> {
+    STACKS.take();
+    WATCHED.set(true);
+    work();
+    WATCHED.set(false);
+    STACKS.take()
+}
+
+#[cfg(test)]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "numbers of requests are small"
+)]
+mod tests {
+    use std::backtrace::Backtrace;
+    use std::collections::BTreeMap;
+    use std::fmt::Write;
+    use std::path::Path;
+
+    use tempfile::TempDir;
+    use zonevault::crypt::Cipher;
+    use zonevault::geometry::Model;
+    use zonevault::store::{Cache, FileMedium};
+
+    use super::allocations;
+    use crate::pipeline::guest::Request;
+    use crate::pipeline::{BLOCK, Cursor, Rig, Shape, ZONE};
+
+    /// Requests counted of each kind.
+    const COUNTED: u64 = 1000;
+    /// Requests before that.
+    const WARM_UP: u64 = 300;
+    /// Requests in flight.
+    const DEPTH: usize = 32;
+    const SMALL: u32 = 4 << 10;
+    const LARGE: u32 = 128 << 10;
+    /// Zones appended to at once, from zone 4 on; writes go to the four before, and reads to zone 12.
+    const APPENDED: usize = 8;
+    /// What is read from: more than the tag cache below has the slots of.
+    const EXTENT: u64 = 16 << 20;
+    const TAG_CACHE: usize = 32 << 10;
+
+    /// How often a thousand are counted at most, for one time without allocations. In memory everything happens in the
+    /// same order each time. A disk has another number of requests in flight at each moment, and the first time that a
+    /// zone has more of them than ever before its queue grows.
+    const fn rounds(cache: Cache) -> usize {
+        match cache {
+            Cache::Writeback => 1,
+            Cache::Direct => 3,
+        }
+    }
+
+    type Kind = (&'static str, fn(&mut Cursor, u64) -> Request);
+
+    const ZONED: &[Kind] = &[
+        ("read 4K", |c, _| c.read(12, EXTENT, SMALL)),
+        ("read 128K", |c, _| c.read(12, EXTENT, LARGE)),
+        ("read 4K, slots cached", |c, _| c.read(12, 1 << 20, SMALL)),
+        ("read 4K, never written", |c, _| c.read(13, EXTENT, SMALL)),
+        ("write 4K", |c, n| c.write(n as usize % 4, SMALL)),
+        ("write 128K", |c, n| c.write(n as usize % 4, LARGE)),
+        ("append 4K", |c, n| {
+            c.append(4 + n as usize % APPENDED, SMALL)
+        }),
+        ("append 128K", |c, n| {
+            c.append(4 + n as usize % APPENDED, LARGE)
+        }),
+        ("report", |_, _| Request::Report {
+            sector: 0,
+            len: 4096,
+        }),
+        ("flush", |_, _| Request::Flush),
+        ("append 4K, flush", |c, n| match n % 8 {
+            7 => Request::Flush,
+            _ => c.append(4 + n as usize % APPENDED, SMALL),
+        }),
+    ];
+
+    const PLAIN: &[Kind] = &[
+        ("read 4K", |c, _| c.read(12, EXTENT, SMALL)),
+        ("read 128K", |c, _| c.read(12, EXTENT, LARGE)),
+        ("write 4K", |c, _| {
+            let sector = c.random(4 * ZONE / BLOCK) * BLOCK / 512;
+            Request::Write { sector, len: SMALL }
+        }),
+        ("write 128K", |c, _| {
+            let sector = c.random(4 * ZONE / BLOCK) * BLOCK / 512;
+            Request::Write { sector, len: LARGE }
+        }),
+        ("flush", |_, _| Request::Flush),
+    ];
+
+    fn medium(dir: &Path, shape: &Shape) -> FileMedium {
+        FileMedium::create(&dir.join("image"), shape.image_len(), false).unwrap()
+    }
+
+    /// The places of ours on a stack, the innermost first.
+    fn places(stack: &Backtrace) -> String {
+        let text = stack.to_string();
+        let mut lines = text.lines().peekable();
+        let mut places = Vec::new();
+        while let Some(line) = lines.next() {
+            if let Some((_, name)) = line.split_once(": ")
+                && name.contains("zonevault::")
+            {
+                let at = lines.peek().and_then(|at| at.rsplit_once("/src/"));
+                places.push(format!("      {name} {}", at.map_or("", |at| at.1)));
+            }
+        }
+        places.truncate(5);
+        places.join("\n")
+    }
+
+    fn must_not_allocate(model: Model, cipher: Cipher, cache: Cache, kinds: &[Kind]) {
+        let root = match cache {
+            Cache::Writeback => Path::new("/dev/shm"),
+            Cache::Direct => Path::new(env!("CARGO_TARGET_TMPDIR")),
+        };
+        let dir = TempDir::new_in(root).unwrap();
+        let shape = Shape {
+            tag_cache: TAG_CACHE,
+            ..Shape::new(model, cipher)
+        };
+        let mut rig = Rig::new(medium(dir.path(), &shape), &shape, |medium| {
+            medium.enable_data(cache, BLOCK).unwrap();
+        });
+        let mut cursor = Cursor::new(&shape);
+        rig.run(EXTENT / u64::from(LARGE), DEPTH, |_| {
+            cursor.write(12, LARGE)
+        });
+        let mut found = String::new();
+        for (name, kind) in kinds {
+            rig.run(WARM_UP, DEPTH, |n| kind(&mut cursor, n));
+            let mut stacks = Vec::new();
+            for _ in 0..rounds(cache) {
+                stacks = allocations(|| rig.run(COUNTED, DEPTH, |n| kind(&mut cursor, n)));
+                if stacks.is_empty() {
+                    break;
+                }
+            }
+            if stacks.is_empty() {
+                continue;
+            }
+            writeln!(found, "{name}: {} in {COUNTED} requests", stacks.len()).unwrap();
+            let mut by_place = BTreeMap::<String, usize>::new();
+            for stack in &stacks {
+                *by_place.entry(places(stack)).or_default() += 1;
+            }
+            for (place, times) in by_place {
+                writeln!(found, "   {times} times\n{place}").unwrap();
+            }
+        }
+        assert!(found.is_empty(), "allocations:\n{found}");
+    }
+
+    #[test]
+    fn nothing_is_allocated_with_gcm() {
+        must_not_allocate(
+            Model::HostManaged,
+            Cipher::Aes256Gcm,
+            Cache::Writeback,
+            ZONED,
+        );
+    }
+
+    #[test]
+    fn nothing_is_allocated_with_crc() {
+        must_not_allocate(
+            Model::HostManaged,
+            Cipher::Aes256XtsCrc64,
+            Cache::Writeback,
+            ZONED,
+        );
+    }
+
+    #[test]
+    fn nothing_is_allocated_with_xts() {
+        must_not_allocate(
+            Model::HostManaged,
+            Cipher::Aes256Xts,
+            Cache::Writeback,
+            ZONED,
+        );
+    }
+
+    #[test]
+    fn nothing_is_allocated_without_zones() {
+        must_not_allocate(Model::Plain, Cipher::Aes256Xts, Cache::Writeback, PLAIN);
+    }
+
+    #[test]
+    fn nothing_is_allocated_with_direct_io() {
+        must_not_allocate(Model::HostManaged, Cipher::Aes256Gcm, Cache::Direct, ZONED);
+    }
+}

@@ -2,7 +2,7 @@
 # qemu-storage-daemon of a newer Debian. Both are started through that Debian's own loader.
 
 BENCH_PACKAGES=(libblkio-dev libaio-dev liburing-dev zlib1g-dev libc6-dev linux-libc-dev qemu-utils)
-BENCH_PROGRAMS=(fio qemu-storage-daemon)
+BENCH_PROGRAMS=(fio qemu-storage-daemon qemu-img)
 
 build_bench() {
     local out=$1 stage=$1.stage source=$1.source archive program

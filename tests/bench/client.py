@@ -1,0 +1,186 @@
+"""What is asked of the backends: the workloads, and the clients that put them."""
+
+import json
+import os
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from backends import Failure, waits
+
+# Seconds that a client may take beyond its run.
+SLACK = 60
+# Seconds for a client to connect and fall silent, and over which idleness is then watched.
+SETTLE, WATCH = 1, 3
+# Zones that take appends at once, and appends in flight.
+APPEND_ZONES, APPEND_DEPTH = 8, 32
+PERCENTILES = (50, 99, 99.9)
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    title: str
+    # fio's: randread, randwrite, read, write; or append, idle.
+    kind: str
+    block: int
+    depth: int
+    # What the client does until an answer comes: block (a guest with interrupts) or loop (one that polls).
+    wait: str = "block"
+    queues: int = 1
+    # One pass over the whole disk instead of a time: a zoned disk takes each block only once.
+    one_pass: bool = False
+    # All of it on one core: what two queues on two cores are compared with where there are no more cores.
+    one_core: bool = False
+
+
+KIB = 1 << 10
+WORKLOADS = [
+    Workload("rr32", "4K random read, QD 32", "randread", 4 * KIB, 32),
+    Workload("rw32", "4K random write, QD 32", "randwrite", 4 * KIB, 32),
+    Workload("append32", "4K append, QD 32, 8 zones", "append", 4 * KIB, APPEND_DEPTH, one_pass=True),
+    Workload("rr1", "4K random read, QD 1", "randread", 4 * KIB, 1),
+    Workload("rr1poll", "4K random read, QD 1, client polls", "randread", 4 * KIB, 1, wait="loop"),
+    Workload("r128", "128K read, QD 16", "read", 128 * KIB, 16),
+    Workload("w128", "128K write, QD 16", "write", 128 * KIB, 16, one_pass=True),
+    Workload("rr32one", "4K random read, QD 32, 1 queue", "randread", 4 * KIB, 32, one_core=True),
+    Workload("rr32two", "4K random read, QD 32 each of 2 queues", "randread", 4 * KIB, 32, queues=2),
+    Workload("idle", "connected and idle", "idle", 4 * KIB, 1),
+]
+QUICK = ("rr32", "rw32", "rr1", "r128", "w128", "idle")
+
+
+class Cores:
+    """Who runs where. Cores that share their units with another count as one."""
+
+    def __init__(self):
+        seen, self.free = set(), []
+        for core in sorted(os.sched_getaffinity(0)):
+            siblings = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+            unit = siblings.read_text() if siblings.exists() else core
+            if unit not in seen:
+                seen.add(unit)
+                self.free.append(core)
+        if len(self.free) < 2:
+            raise Failure("two processor cores are needed: one for the client, one for the backend")
+
+    def of(self, workload):
+        """The client's cores and the backend's."""
+        client, backend, *more = self.free
+        roomy = len(more) >= 2
+        if workload.queues == 2:
+            return ([client, more[0]], [backend, more[1]]) if roomy else ([client, backend], [client, backend])
+        if workload.one_core and not roomy:
+            return [backend], [backend]
+        return [client], [backend]
+
+
+def suits(workload, backend):
+    """Whether the backend can do this at all."""
+    match workload.kind:
+        case "randwrite":
+            return not backend.zoned
+        case "append":
+            return backend.zoned
+        case "idle":
+            return backend.serves
+    return backend.serves or workload.queues == 1 and not workload.one_core
+
+
+def fio(backend, workload, cores, seconds, site):
+    """fio's command line."""
+    words = ["taskset", "-c", ",".join(map(str, cores)), site.tool("fio"), "--name=cell", "--output-format=json"]
+    words += ["--thread", f"--bs={workload.block}", f"--iodepth={workload.depth}", f"--size={site.size}"]
+    words += ["--lat_percentiles=1", "--clat_percentiles=0", "--percentile_list=" + ":".join(map(str, PERCENTILES))]
+    if backend.serves:
+        words += ["--direct=1", "--ioengine=libblkio", "--libblkio_driver=virtio-blk-vhost-user"]
+        words += [f"--libblkio_path={backend.client_socket}", f"--libblkio_wait_mode={workload.wait}"]
+    else:
+        words += [f"--direct={int(site.o_direct)}", "--ioengine=io_uring", f"--filename={backend.image}"]
+    if workload.kind == "idle":
+        # A single request; then nothing until the end.
+        return words + ["--rw=randread", "--thinktime=10s", "--time_based", f"--runtime={SETTLE + WATCH + 1}"]
+    words += [f"--rw={workload.kind}", "--norandommap"]
+    if not workload.one_pass:
+        words.append("--time_based")
+    # A zoned disk is written whole: reads shall find data everywhere.
+    if not (workload.one_pass and (backend.zoned or not seconds)):
+        words.append(f"--runtime={round(seconds * 1000)}ms")
+    if workload.queues > 1:
+        split = ",".join(map(str, cores))
+        words += [f"--numjobs={workload.queues}", "--group_reporting", f"--cpus_allowed={split}"]
+        words += ["--cpus_allowed_policy=split"]
+    return words
+
+
+def append(backend, workload, cores, site):
+    words = ["taskset", "-c", ",".join(map(str, cores)), os.environ["APPEND"], "--socket", str(backend.client_socket)]
+    return words + ["--zones", str(APPEND_ZONES), "--depth", str(workload.depth), "--bytes", str(workload.block)]
+
+
+def run(words, seconds):
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=seconds + SLACK)
+    except subprocess.TimeoutExpired as hung:
+        raise Failure(f"the client did not end: {' '.join(words)}") from hung
+    if done.returncode != 0:
+        raise Failure(f"{' '.join(words)}: {done.stderr.strip()[-400:]}")
+    # Warnings may stand before the object.
+    return json.loads(done.stdout[done.stdout.index("{") :])
+
+
+def of_fio(report):
+    """The figures of a report of fio: I/Os, bytes, I/Os and bytes a second, microseconds at each percentile."""
+    job = report["jobs"][0]
+    if job["error"]:
+        raise Failure(f"fio ended with error {job['error']}")
+    side = job["read"] if job["read"]["total_ios"] else job["write"]
+    spread = side["lat_ns"]["percentile"]
+    return {
+        "ios": side["total_ios"],
+        "bytes": side["io_bytes"],
+        "iops": side["iops"],
+        "mib_s": side["bw_bytes"] / (1 << 20),
+        **{f"p{p:g}": spread[f"{p:.6f}"] / 1000 for p in PERCENTILES},
+    }
+
+
+def watch_idle(backend, words):
+    """What a backend uses while a client is connected and asks for nothing."""
+    client = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        time.sleep(SETTLE)
+        ran, waited = backend.processor_time(), waits(backend.process.pid)
+        time.sleep(WATCH)
+        ran, waited = backend.processor_time() - ran, waits(backend.process.pid) - waited
+        if client.poll() is not None:
+            raise Failure(f"{backend.name}: the idle client went away")
+    finally:
+        client.terminate()
+        client.wait()
+    return {"cpu_percent": 100 * ran / WATCH, "wakeups_s": waited / WATCH, "memory_mib": backend.memory()}
+
+
+def cell(backend, workload, cores, seconds, site):
+    """One workload on one backend, once. Returns its figures."""
+    client_cores, backend_cores = cores.of(workload)
+    if backend.zoned and workload.one_pass:
+        # What was written is not written again.
+        backend.stop()
+        backend.create()
+        backend.start(backend_cores)
+    backend.pin(backend_cores)
+    if workload.kind == "idle":
+        return watch_idle(backend, fio(backend, workload, client_cores, seconds, site))
+    before = backend.processor_time() if backend.serves else None
+    if workload.kind == "append":
+        figures = run(append(backend, workload, client_cores, site), seconds)
+    else:
+        figures = of_fio(run(fio(backend, workload, client_cores, seconds, site), seconds))
+    if before is not None:
+        cpu = backend.processor_time() - before
+        figures["cpu_us_io"] = cpu * 1e6 / figures["ios"]
+        figures["cpu_s_gib"] = cpu * GIB / figures["bytes"]
+    return figures

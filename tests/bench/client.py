@@ -13,8 +13,8 @@ from backends import Failure, waits
 SLACK = 60
 # Seconds for a client to connect and fall silent, and over which idleness is then watched.
 SETTLE, WATCH = 1, 3
-# Zones that take appends at once, and appends in flight.
-APPEND_ZONES, APPEND_DEPTH = 8, 32
+# Zones that take appends at once.
+APPEND_ZONES = 8
 PERCENTILES = (50, 99, 99.9)
 GIB = 1 << 30
 
@@ -40,7 +40,7 @@ KIB = 1 << 10
 WORKLOADS = [
     Workload("rr32", "4K random read, QD 32", "randread", 4 * KIB, 32),
     Workload("rw32", "4K random write, QD 32", "randwrite", 4 * KIB, 32),
-    Workload("append32", "4K append, QD 32, 8 zones", "append", 4 * KIB, APPEND_DEPTH, one_pass=True),
+    Workload("append32", "4K append, QD 32, 8 zones", "append", 4 * KIB, 32, one_pass=True),
     Workload("rr1", "4K random read, QD 1", "randread", 4 * KIB, 1),
     Workload("rr1poll", "4K random read, QD 1, client polls", "randread", 4 * KIB, 1, wait="loop"),
     Workload("r128", "128K read, QD 16", "read", 128 * KIB, 16),
@@ -115,9 +115,24 @@ def fio(backend, workload, cores, seconds, site):
     return words
 
 
-def append(backend, workload, cores, site):
-    words = ["taskset", "-c", ",".join(map(str, cores)), os.environ["APPEND"], "--socket", str(backend.client_socket)]
-    return words + ["--zones", str(APPEND_ZONES), "--depth", str(workload.depth), "--bytes", str(workload.block)]
+def load(backend, workload, cores):
+    """The command line of our own front-end, which appends until the disk is full."""
+    words = ["taskset", "-c", ",".join(map(str, cores)), os.environ["LOAD"], "--op", "append"]
+    words += ["--socket", str(backend.socket), "--block", str(workload.block), "--depth", str(workload.depth)]
+    return words + ["--zones", str(APPEND_ZONES), "--seconds", str(SLACK)]
+
+
+def of_load(report, workload):
+    """The same figures of a report of our own front-end."""
+    return {
+        "ios": report["requests"],
+        "bytes": report["requests"] * workload.block,
+        "iops": report["iops"],
+        "mib_s": report["mib_s"],
+        "p50": report["p50_us"],
+        "p99": report["p99_us"],
+        "p99.9": report["p999_us"],
+    }
 
 
 def run(words, seconds):
@@ -176,7 +191,7 @@ def cell(backend, workload, cores, seconds, site):
         return watch_idle(backend, fio(backend, workload, client_cores, seconds, site))
     before = backend.processor_time() if backend.serves else None
     if workload.kind == "append":
-        figures = run(append(backend, workload, client_cores, site), seconds)
+        figures = of_load(run(load(backend, workload, client_cores), seconds), workload)
     else:
         figures = of_fio(run(fio(backend, workload, client_cores, seconds, site), seconds))
     if before is not None:

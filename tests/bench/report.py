@@ -79,6 +79,38 @@ def idle_table(cells, backends):
     return table(["", "% of a core", "wake-ups a second", "memory, MiB"], rows)
 
 
+def best_raw(cells):
+    """The fastest way in which a peer serves the clear."""
+    raw = [cell for name, cell in cells.items() if name.startswith("qsd-") and name != "qsd-luks"]
+    return max(raw, key=lambda cell: cell["iops"][0], default=None)
+
+
+def brief(cell, workload):
+    if cell is None:
+        return "–"
+    key, divisor, _ = measure_of(workload)
+    cpu = f" ({cell['cpu_us_io'][0]:.1f})" if "cpu_us_io" in cell else ""
+    return f"{cell[key][0] / divisor:,.0f}{cpu}"
+
+
+def summary(result):
+    """A line a workload: ours, the peers, and the ratio."""
+    header = ["", "aes-256-gcm, tags", "aes-256-xts, plain", "peer's best raw", "peer's LUKS", "file, no vhost"]
+    rows = []
+    for name, cells in result["figures"].items():
+        workload = result["workloads"][name]
+        if workload["kind"] == "idle" or not any(one in cells for one in OURS):
+            continue
+        # Appends are beside random writes: a disk without zones has nothing nearer.
+        peers = result["figures"].get("rw32", {}) if workload["kind"] == "append" else cells
+        raw, luks, file = best_raw(peers), peers.get("qsd-luks"), peers.get("file")
+        ours = cells.get("gcm") or cells["xts"]
+        ratios = [f"{ours['iops'][0] / peer['iops'][0]:.2f}" if peer else "–" for peer in (raw, luks)]
+        shown = [brief(cell, workload) for cell in (cells.get("gcm"), cells.get("xts"), raw, luks, file)]
+        rows.append([f"{workload['title']}, {measure_of(workload)[2]}", *shown, *ratios])
+    return table([*header, "ours to raw", "ours to LUKS"], rows)
+
+
 def scaling(result):
     """Two queues over one, where both were measured."""
     one, two = (result["figures"].get(name, {}) for name in ("rr32one", "rr32two"))
@@ -98,6 +130,11 @@ def conditions(result):
 
 def markdown(result):
     parts = ["\n".join(f"{line}  " for line in conditions(result)).rstrip()]
+    parts.append(summary(result))
+    parts.append(
+        "Medians, and in brackets the backend's processor time an I/O in us. The peer is qemu-storage-daemon. Ours in"
+        " the ratios is aes-256-gcm where it takes part. Appends stand beside random writes."
+    )
     for name, cells in result["figures"].items():
         workload = result["workloads"][name]
         if not cells:

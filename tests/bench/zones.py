@@ -7,6 +7,7 @@ session up; requests go through shared memory and event descriptors and never pa
 """
 
 import array
+import contextlib
 import os
 import selectors
 import socket
@@ -63,11 +64,7 @@ def session(client, backend):
     with selectors.DefaultSelector() as ready:
         ready.register(client, selectors.EVENT_READ, lambda: forward(client, backend, with_zones))
         ready.register(backend, selectors.EVENT_READ, lambda: forward(backend, client, bytes))
-        try:
-            while all(key.data() for key, _ in ready.select()):
-                pass
-        except OSError:
-            # Either side may go away in the middle of a message; for the other this is the end, too.
+        while all(key.data() for key, _ in ready.select()):
             pass
 
 
@@ -76,8 +73,10 @@ def serve(listener, connect):
     while True:
         client, _ = listener.accept()
         with client, socket.socket(socket.AF_UNIX) as backend:
-            backend.connect(connect)
-            session(client, backend)
+            # Either side may go away, or not be there at all: for the other this is the end of the session.
+            with contextlib.suppress(OSError):
+                backend.connect(connect)
+                session(client, backend)
 
 
 def start(listen, connect):

@@ -12,7 +12,7 @@ from backends import Failure, waits
 # Seconds that a client may take beyond its run.
 SLACK = 60
 # Seconds for a client to connect and fall silent, and over which idleness is then watched.
-SETTLE, WATCH = 1, 3
+SETTLE, WATCH = 2, 3
 # Zones that take appends at once.
 APPEND_ZONES = 8
 PERCENTILES = (50, 99, 99.9)
@@ -101,7 +101,7 @@ def fio(backend, workload, cores, seconds, site):
         words += [f"--direct={int(site.o_direct)}", "--ioengine=io_uring", f"--filename={backend.image}"]
     if workload.kind == "idle":
         # A single request; then nothing until the end.
-        return words + ["--rw=randread", "--thinktime=10s", "--time_based", f"--runtime={SETTLE + WATCH + 1}"]
+        return words + ["--rw=randread", "--thinktime=1h", "--time_based", f"--runtime={SETTLE + WATCH + SLACK}"]
     words += [f"--rw={workload.kind}", "--norandommap"]
     if not workload.one_pass:
         words.append("--time_based")
@@ -162,20 +162,33 @@ def of_fio(report):
     }
 
 
-def watch_idle(backend, words):
-    """What a backend uses while a client is connected and asks for nothing."""
-    client = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def watch_idle(watched, cores, site):
+    """What each backend uses while a client is connected and asks for nothing; all at once, as they sleep."""
+    workload = next(w for w in WORKLOADS if w.kind == "idle")
+    clients = []
     try:
+        for backend in watched:
+            client_cores, backend_cores = cores.of(workload)
+            backend.pin(backend_cores)
+            words = fio(backend, workload, client_cores, None, site)
+            clients.append(subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         time.sleep(SETTLE)
-        ran, waited = backend.processor_time(), waits(backend.process.pid)
+        before = [(backend.processor_time(), waits(backend.process.pid)) for backend in watched]
         time.sleep(WATCH)
-        ran, waited = backend.processor_time() - ran, waits(backend.process.pid) - waited
-        if client.poll() is not None:
-            raise Failure(f"{backend.name}: the idle client went away")
+        after = [(backend.processor_time(), waits(backend.process.pid)) for backend in watched]
+        if any(client.poll() is not None for client in clients):
+            raise Failure("a client that was to be idle went away")
+        memory = [backend.memory() for backend in watched]
     finally:
-        client.terminate()
-        client.wait()
-    return {"cpu_percent": 100 * ran / WATCH, "wakeups_s": waited / WATCH, "memory_mib": backend.memory()}
+        for client in clients:
+            client.terminate()
+        for client in clients:
+            client.wait()
+    return {
+        backend.name: {"cpu_percent": 100 * (ran - ran_before) / WATCH, "wakeups_s": (woken - woken_before) / WATCH,
+                       "memory_mib": used}
+        for backend, (ran_before, woken_before), (ran, woken), used in zip(watched, before, after, memory, strict=True)
+    }  # fmt: skip
 
 
 def cell(backend, workload, cores, seconds, site):
@@ -187,8 +200,6 @@ def cell(backend, workload, cores, seconds, site):
         backend.create()
         backend.start(backend_cores)
     backend.pin(backend_cores)
-    if workload.kind == "idle":
-        return watch_idle(backend, fio(backend, workload, client_cores, seconds, site))
     before = backend.processor_time() if backend.serves else None
     if workload.kind == "append":
         figures = of_load(run(load(backend, workload, client_cores), seconds), workload)

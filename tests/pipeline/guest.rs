@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use virtio_bindings::virtio_blk as blk;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use zonevault::request::DescriptorTable;
 
 /// Entries of the ring.
 pub const RING: u16 = 128;
@@ -138,8 +139,17 @@ impl Guest {
         usize::from(SLOTS) - self.free.len()
     }
 
-    /// Puts a request into the ring. 32 fit.
-    pub fn submit(&mut self, request: Request) {
+    /// The ring's descriptors, and the memory that they are in.
+    pub fn descriptors(&self) -> (DescriptorTable, &Arc<GuestMemoryMmap>) {
+        let table = DescriptorTable {
+            address: GuestAddress(DESCRIPTORS),
+            size: RING,
+        };
+        (table, &self.memory)
+    }
+
+    /// Puts a request into the ring and returns its first descriptor. 32 requests fit.
+    pub fn submit(&mut self, request: Request) -> u16 {
         let slot = self.free.pop().expect("a free slot");
         let (kind, sector, len, device_writes, tail) = request.wire();
         self.tails[usize::from(slot)] = tail;
@@ -163,6 +173,7 @@ impl Guest {
         self.memory
             .store(index, GuestAddress(AVAILABLE + 2), Ordering::Release)
             .expect("guest memory");
+        head
     }
 
     /// Takes an answer out of the ring, if there is one. Every request must succeed.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import time
 from dataclasses import dataclass
@@ -191,6 +192,29 @@ def watch_idle(watched, cores, site):
     }  # fmt: skip
 
 
+class Watch:
+    """What ran on these cores: ours to measure, and everybody else's."""
+
+    def __init__(self, backend, cores):
+        self.backend, self.cores = backend, cores
+        self.before = self.now()
+
+    def now(self):
+        """Seconds: of the clock, busy on the cores, of the backend, of clients that have ended."""
+        lines = Path("/proc/stat").read_text().splitlines()
+        columns = {line.split()[0]: [int(word) for word in line.split()[1:9]] for line in lines if line[:3] == "cpu"}
+        # All but idle and waiting for a disk.
+        ticks = sum(sum(columns[f"cpu{core}"]) - sum(columns[f"cpu{core}"][3:5]) for core in self.cores)
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        served = self.backend.processor_time() if self.backend.serves else 0.0
+        return time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), served, ended.ru_utime + ended.ru_stime
+
+    def end(self):
+        """Seconds that the backend ran, and how much of a core others took."""
+        clock, busy, served, client = (now - before for now, before in zip(self.now(), self.before, strict=True))
+        return served, max(0.0, busy - served - client) / clock
+
+
 def cell(backend, workload, cores, seconds, site):
     """One workload on one backend, once. Returns its figures."""
     client_cores, backend_cores = cores.of(workload)
@@ -200,13 +224,13 @@ def cell(backend, workload, cores, seconds, site):
         backend.create()
         backend.start(backend_cores)
     backend.pin(backend_cores)
-    before = backend.processor_time() if backend.serves else None
+    watch = Watch(backend, {*client_cores, *backend_cores})
     if workload.kind == "append":
         figures = of_load(run(load(backend, workload, client_cores), seconds), workload)
     else:
         figures = of_fio(run(fio(backend, workload, client_cores, seconds, site), seconds))
-    if before is not None:
-        cpu = backend.processor_time() - before
+    cpu, figures["others"] = watch.end()
+    if backend.serves:
         figures["cpu_us_io"] = cpu * 1e6 / figures["ios"]
         figures["cpu_s_gib"] = cpu * GIB / figures["bytes"]
     return figures

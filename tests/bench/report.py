@@ -55,7 +55,8 @@ def table(header, rows):
 def busy_table(workload, cells, backends):
     key, divisor, unit = measure_of(workload)
     beside = [name for name in OURS if name in cells]
-    header = ["", unit, "kIOPS" if unit == "MiB/s" else "MiB/s", "p50 us", "p99", "p99.9", "CPU us an I/O", "CPU s a GiB"]
+    header = ["", unit, "kIOPS" if unit == "MiB/s" else "MiB/s", "p50 us", "p99", "p99.9"]
+    header += ["CPU us an I/O", "CPU s a GiB", "others %"]
     rows = []
     for name, figures in cells.items():
         other = plain(figures, "mib_s", 0) if key == "iops" else f"{figures['iops'][0] / 1000:.1f}"
@@ -66,6 +67,7 @@ def busy_table(workload, cells, backends):
             *(plain(figures, percentile, 0) for percentile in ("p50", "p99", "p99.9")),
             plain(figures, "cpu_us_io", 2),
             plain(figures, "cpu_s_gib", 2),
+            f"{100 * figures['others'][0]:.0f}" if "others" in figures else "–",
             *("" if name == one else f"{cells[one][key][0] / figures[key][0]:.2f}" for one in beside),
         ])  # fmt: skip
     return table(header + [f"{name} to it" for name in beside], rows)
@@ -147,6 +149,10 @@ def markdown(result):
     ratios = scaling(result)
     if ratios:
         parts.append("Two queues and two cores over one: " + ", ".join(f"{n} {r:.2f}" for n, r in ratios.items()) + ".")
+    parts.append(
+        "p50, p99, p99.9: latency as the client sees it. CPU: of the backend's process. others: how much of a core other"
+        " programs took from those measured. (!): least and greatest differ by more than 15 % of the median."
+    )
     return "\n\n".join(parts) + "\n"
 
 

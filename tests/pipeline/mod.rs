@@ -71,7 +71,7 @@ impl Shape {
             conventional: 0,
             max_open: 0,
             max_active: 0,
-            max_append: if zoned { 128 << 10 } else { 0 },
+            max_append: if zoned { self.zone.min(128 << 10) } else { 0 },
         };
         spec.validate().expect("a shape that can be")
     }

@@ -186,10 +186,14 @@ def watch_idle(watched, cores, site):
         for client in clients:
             client.wait()
     return {
-        backend.name: {"cpu_percent": 100 * (ran - ran_before) / WATCH, "wakeups_s": (woken - woken_before) / WATCH,
-                       "memory_mib": used}
+        backend.name: {
+            "cpu_percent": 100 * (ran - ran_before) / WATCH,
+            "wakeups_s": (woken - woken_before) / WATCH,
+            "memory_mib": used,
+            "ready_ms": backend.ready_ms,
+        }
         for backend, (ran_before, woken_before), (ran, woken), used in zip(watched, before, after, memory, strict=True)
-    }  # fmt: skip
+    }
 
 
 class Watch:

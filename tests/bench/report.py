@@ -75,10 +75,16 @@ def busy_table(workload, cells, backends):
 
 def idle_table(cells, backends):
     rows = [
-        [backends[name]["title"], plain(f, "cpu_percent", 2), plain(f, "wakeups_s", 1), plain(f, "memory_mib", 1)]
-        for name, f in cells.items()
+        [
+            backends[name]["title"],
+            plain(figures, "cpu_percent", 2),
+            plain(figures, "wakeups_s", 1),
+            plain(figures, "memory_mib", 1),
+            plain(figures, "ready_ms", 0),
+        ]
+        for name, figures in cells.items()
     ]
-    return table(["", "% of a core", "wake-ups a second", "memory, MiB"], rows)
+    return table(["", "% of a core", "wake-ups a second", "memory, MiB", "ms to start"], rows)
 
 
 def best_raw(cells):
@@ -123,7 +129,8 @@ def conditions(result):
     m = result["machine"]
     virtual = ", virtual" if m["virtual"] else ""
     return [
-        f"{m['cpu']}, {m['cores']} cores{virtual}; Linux {m['kernel']}; images {m['images']}, {m['disk_mib']} MiB each",
+        f"{m['cpu']}, {m['cores']} cores{virtual}; Linux {m['kernel']}; images {m['images']}, {m['disk_mib']} MiB each,"
+        f" zones of {m['zone_size']}",
         ", ".join(m["versions"]),
         f"{m['date']}; median of {result['rounds']} rounds (least–greatest), {result['seconds']:g} s a cell;"
         f" load before {m['load_before']:.1f}, stolen by the hypervisor {m.get('stolen_percent', 0)} %",
@@ -148,7 +155,10 @@ def markdown(result):
         )
     ratios = scaling(result)
     if ratios:
-        parts.append("Two queues and two cores over one: " + ", ".join(f"{n} {r:.2f}" for n, r in ratios.items()) + ".")
+        parts.append(
+            f"Two queues over one: {', '.join(f'{name} {ratio:.2f}' for name, ratio in ratios.items())}. On a machine with"
+            " fewer than four cores, one queue has one core for client and backend, two queues have two."
+        )
     parts.append(
         "p50, p99, p99.9: latency as the client sees it. CPU: of the backend's process. others: how much of a core other"
         " programs took from those measured. (!): least and greatest differ by more than 15 % of the median."

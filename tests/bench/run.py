@@ -46,6 +46,7 @@ def options():
     parser.add_argument("--backend", action="append", metavar="NAME", help="this one; repeatable: gcm, xts, qsd-native,"
                         " qsd-io_uring, qsd-threads, qsd-luks, file")  # fmt: skip
     parser.add_argument("--size", type=int, metavar="MIB", help=f"size of each disk (default {FULL_SIZE})")
+    parser.add_argument("--zone-size", default="64M", metavar="SIZE", help="of the zoned disk (default 64M)")
     parser.add_argument("--disk", metavar="DIR", help="images there, past the page cache, instead of on a tmpfs")
     parser.add_argument("--output", metavar="DIR", help="result.json, .md and .svg go there (default: they are not kept"
                         " unless everything was measured in full; then tests/bench)")  # fmt: skip
@@ -73,6 +74,7 @@ def machine(site):
         "versions": [f"{own.strip()} ({commit.strip()})", *(site.tools / "version").read_text().split()],
         "images": "on a disk, O_DIRECT" if site.direct else "on a tmpfs, page cache",
         "disk_mib": site.size >> 20,
+        "zone_size": site.zone_size,
         "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
         "load_before": os.getloadavg()[0],
     }
@@ -155,7 +157,8 @@ def prepared(arguments, work):
     if free < backends.needed_space(size):
         raise Failure(f"{work} has {free >> 20} MiB free; {backends.needed_space(size) >> 20} are needed (see --size)")
     tools = Path(os.environ["BENCH_TOOLS"])
-    return Site(work, tools, os.environ["ZONEVAULT"], size, bool(arguments.disk), backends.grants_o_direct(work))
+    o_direct = backends.grants_o_direct(work)
+    return Site(work, tools, os.environ["ZONEVAULT"], size, arguments.zone_size, bool(arguments.disk), o_direct)
 
 
 def bench(arguments, work):
@@ -191,7 +194,7 @@ def bench(arguments, work):
 
 def keep(result, arguments):
     """Writes the files, if these figures are to be kept."""
-    whole = not (arguments.quick or arguments.only or arguments.backend or arguments.disk)
+    whole = not (arguments.quick or arguments.only or arguments.backend or arguments.disk or arguments.size)
     if not arguments.output and not whole:
         return
     directory = Path(arguments.output or HERE)

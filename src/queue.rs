@@ -1,9 +1,14 @@
 //! One virtqueue's worker: chains out of the ring, operations into the disk, answers back.
 //!
 //! A worker belongs to one thread and owns everything its queue needs. Each pass of
-//! [`Worker::service`] answers what ended and takes what arrived; the caller signals the guest
-//! once a pass and comes again as long as there is more. What is in the ring beyond the room of the
-//! disk's channel stays there.
+//! [`Worker::service`] answers what ended and takes a batch of what arrived; the caller signals the
+//! guest once a pass and comes again as long as there is more. What is in the ring beyond the room of
+//! the disk's channel stays there. When a pass found nothing the worker may [watch](Worker::watch) the
+//! ring for a moment, and before it sleeps it [rests](Worker::rest): only from then on does it want to
+//! be kicked.
+
+mod poll;
+mod ring;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -11,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{error, warn};
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::geometry::ZoneIndex;
@@ -24,8 +29,13 @@ use crate::store::Medium;
 use crate::volume::{Channel, Finished, Payload, Volume, channel};
 use crate::zone::ZoneInfo;
 
-/// Most chains taken from the ring in one pass: answers go out between passes.
-const BATCH: usize = 64;
+pub use poll::PollWindow;
+use ring::{RingError, Rings};
+
+/// Most chains taken from the ring in one pass: answers go out between passes, and the guest works on
+/// them while the next batch is. Smaller ones cost more notifications, larger ones let the two wait
+/// for each other.
+const BATCH: usize = 16;
 /// Zones encoded at once while the zone table is locked.
 const REPORT_BATCH: usize = 64;
 
@@ -42,7 +52,7 @@ impl Payload for Chain {
 }
 
 /// What a pass did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pass {
     /// The guest wants an interrupt.
     pub notify: bool,
@@ -62,6 +72,8 @@ pub struct Worker<M: Medium> {
     finished: Vec<Finished<Chain>>,
     /// The ring is broken: nothing is taken from it until the front-end sets it up anew.
     broken: bool,
+    /// The guest was asked to kick, as it is when a queue starts.
+    listening: bool,
 }
 
 impl<M: Medium> Worker<M> {
@@ -75,6 +87,7 @@ impl<M: Medium> Worker<M> {
             spare: Vec::new(),
             finished: Vec::new(),
             broken: false,
+            listening: true,
         }
     }
 
@@ -89,6 +102,7 @@ impl<M: Medium> Worker<M> {
         let event = opened.store_event().map(|fd| fd.as_raw_fd());
         self.channel = Some(opened);
         self.broken = false;
+        self.listening = true;
         Ok(event)
     }
 
@@ -104,20 +118,76 @@ impl<M: Medium> Worker<M> {
         memory: &Arc<GuestMemoryMmap>,
         policy: Option<&Policy>,
     ) -> Pass {
-        self.volume.clear_mailbox_event(self.index);
-        let mut answered = self.answer(queue, memory);
-        let mut again = false;
-        if let Some(policy) = policy.filter(|_| !self.broken) {
-            let taken = self.take(queue, memory, policy);
-            answered |= self.answer(queue, memory);
-            answered |= taken.answered;
-            // What filled the room may be over already, without an event to come.
-            let room = self.channel.as_ref().is_some_and(Channel::has_room);
-            again = taken.more || (taken.no_room && room);
+        if !self.is_started() {
+            return Pass::default();
         }
+        let Some(mut rings) = self.find_rings(queue, memory) else {
+            return Pass::default();
+        };
+        self.answer(&mut rings);
+        let mut taken = Taken::default();
+        let table = DescriptorTable {
+            address: GuestAddress(queue.desc_table()),
+            size: queue.size(),
+        };
+        if let Some(policy) = policy.filter(|_| !self.broken) {
+            taken = self.take(&mut rings, table, memory, policy);
+            self.answer(&mut rings);
+        }
+        let notify = self.publish(&mut rings);
+        rings.leave(queue);
+        // What filled the room may be over already, without an event to come.
+        let room = self.channel.as_ref().is_some_and(Channel::has_room);
         Pass {
-            notify: answered && queue.needs_notification(&**memory).unwrap_or(true),
-            again,
+            notify,
+            again: taken.more || (taken.no_room && room),
+        }
+    }
+
+    /// What looks whether ring or store have something for the next pass. It takes nothing and needs no
+    /// lock of the queue, which may change meanwhile.
+    pub fn watch<'m>(
+        &mut self,
+        queue: &Queue,
+        memory: &'m GuestMemoryMmap,
+    ) -> impl FnMut(&mut Self) -> bool + use<'m, M> {
+        let mut rings = Rings::find(queue, memory).ok();
+        move |worker| {
+            let ring = rings.as_mut().is_none_or(|r| r.look().unwrap_or(true));
+            ring || worker.channel.as_mut().is_some_and(Channel::is_ready)
+        }
+    }
+
+    /// Asks the guest to kick when it has something. `true` if it has already: then another pass is
+    /// due, and no kick may come.
+    pub fn rest(&mut self, queue: &mut Queue, memory: &Arc<GuestMemoryMmap>) -> bool {
+        let Some(mut rings) = self.find_rings(queue, memory) else {
+            return false;
+        };
+        self.listening = true;
+        match rings.listen() {
+            Ok(more) => more && self.channel.as_ref().is_some_and(Channel::has_room),
+            Err(e) => {
+                self.break_ring(&e);
+                false
+            }
+        }
+    }
+
+    /// Whatever other threads left for this queue wakes it no more until there is something new.
+    pub fn clear_wake_up(&self) {
+        self.volume.clear_mailbox_event(self.index);
+    }
+
+    fn find_rings<'m>(&mut self, queue: &Queue, memory: &'m GuestMemoryMmap) -> Option<Rings<'m>> {
+        match Rings::find(queue, memory) {
+            Ok(rings) => Some(rings),
+            Err(e) => {
+                self.break_ring(&e);
+                // What was begun ends all the same, unheard.
+                self.drop_finished();
+                None
+            }
         }
     }
 
@@ -134,53 +204,60 @@ impl<M: Medium> Worker<M> {
             && !channel.is_idle()
             && Instant::now() < deadline
         {
-            self.answer(queue, memory);
+            self.service(queue, memory, None);
             if let Some(channel) = &mut self.channel {
                 channel.wait(Duration::from_millis(1));
             }
         }
-        self.answer(queue, memory);
+        self.service(queue, memory, None);
         let idle = self.channel.as_ref().is_none_or(Channel::is_idle);
         self.channel = None;
         idle
     }
 
-    /// Answers every operation that ended. `true` if there was one.
-    fn answer(&mut self, queue: &mut Queue, memory: &Arc<GuestMemoryMmap>) -> bool {
+    /// Answers every operation that ended.
+    fn answer(&mut self, rings: &mut Rings<'_>) {
         let Some(channel) = &mut self.channel else {
-            return false;
+            return;
         };
         let mut finished = std::mem::take(&mut self.finished);
         channel.poll(&mut finished);
-        let any = !finished.is_empty();
         for Finished { payload, outcome } in finished.drain(..) {
-            self.reply(queue, memory, payload, outcome);
+            self.reply(rings, payload, outcome);
         }
         self.finished = finished;
-        any
     }
 
-    fn reply(
-        &mut self,
-        queue: &mut Queue,
-        memory: &Arc<GuestMemoryMmap>,
-        mut chain: Chain,
-        outcome: Outcome,
-    ) {
+    fn drop_finished(&mut self) {
+        if let Some(channel) = &mut self.channel {
+            channel.poll(&mut self.finished);
+            self.finished.clear();
+        }
+    }
+
+    fn reply(&mut self, rings: &mut Rings<'_>, mut chain: Chain, outcome: Outcome) {
         // Memory that went away takes the answer with it; the chain is handed back all the same.
         let written = chain.answer(outcome).unwrap_or(0);
-        self.give_back(queue, memory, chain.head(), written);
+        self.give_back(rings, chain.head(), written);
         chain.release();
         self.spare.push(chain);
     }
 
-    fn give_back(&mut self, queue: &mut Queue, memory: &Arc<GuestMemoryMmap>, head: u16, len: u32) {
-        if let Err(e) = queue.add_used(&**memory, head, len) {
-            self.break_ring(&format_args!("cannot return a chain: {e}"));
+    fn give_back(&mut self, rings: &mut Rings<'_>, head: u16, len: u32) {
+        if let Err(e) = rings.give_back(head, len) {
+            self.break_ring(&e);
         }
     }
 
-    fn break_ring(&mut self, why: &dyn std::fmt::Display) {
+    /// `true` if the guest wants to be told.
+    fn publish(&mut self, rings: &mut Rings<'_>) -> bool {
+        rings.publish().unwrap_or_else(|e| {
+            self.break_ring(&e);
+            true
+        })
+    }
+
+    fn break_ring(&mut self, why: &RingError) {
         if !self.broken {
             error!("queue {}: {why}; the queue is stopped", self.index);
         }
@@ -188,11 +265,16 @@ impl<M: Medium> Worker<M> {
     }
 
     /// Takes up to a batch of chains and starts their operations.
-    fn take(&mut self, queue: &mut Queue, memory: &Arc<GuestMemoryMmap>, policy: &Policy) -> Taken {
+    fn take(
+        &mut self,
+        rings: &mut Rings<'_>,
+        table: DescriptorTable,
+        memory: &Arc<GuestMemoryMmap>,
+        policy: &Policy,
+    ) -> Taken {
         let mut taken = Taken::default();
-        if queue.disable_notification(&**memory).is_err() {
-            self.break_ring(&"the rings are not in guest memory");
-            return taken;
+        if self.listening && rings.hush().is_ok() {
+            self.listening = false;
         }
         for _ in 0..BATCH {
             if !self.channel.as_ref().is_some_and(Channel::has_room) {
@@ -200,22 +282,20 @@ impl<M: Medium> Worker<M> {
                 taken.no_room = true;
                 return taken;
             }
-            let mut chain = self.spare.pop().unwrap_or_default();
-            match next_chain(queue, memory, &mut chain) {
-                Ok(Some(Ok(()))) => taken.answered |= self.begin(queue, memory, policy, chain),
-                Ok(Some(Err(malformed))) => {
-                    self.refuse(queue, memory, &chain, malformed);
-                    self.spare.push(chain);
-                    taken.answered = true;
-                }
-                Ok(None) => {
-                    self.spare.push(chain);
-                    taken.more = queue.enable_notification(&**memory).unwrap_or(false);
-                    return taken;
-                }
+            let head = match rings.next() {
+                Ok(Some(head)) => head,
+                Ok(None) => return taken,
                 Err(e) => {
                     self.break_ring(&e);
                     return taken;
+                }
+            };
+            let mut chain = self.spare.pop().unwrap_or_default();
+            match chain.collect(memory, table, head) {
+                Ok(()) => self.begin(rings, policy, chain),
+                Err(malformed) => {
+                    self.refuse(rings, &chain, malformed);
+                    self.spare.push(chain);
                 }
             }
             if self.broken {
@@ -226,30 +306,18 @@ impl<M: Medium> Worker<M> {
         taken
     }
 
-    fn refuse(
-        &mut self,
-        queue: &mut Queue,
-        memory: &Arc<GuestMemoryMmap>,
-        chain: &Chain,
-        malformed: Malformed,
-    ) {
+    fn refuse(&mut self, rings: &mut Rings<'_>, chain: &Chain, malformed: Malformed) {
         if let Some(more) = MALFORMED.allow() {
             warn!(
                 "queue {}: refused a request of the guest: {malformed} ({more} more like it)",
                 self.index
             );
         }
-        self.give_back(queue, memory, chain.head(), 0);
+        self.give_back(rings, chain.head(), 0);
     }
 
-    /// Starts the operation of a chain, or answers it from tables (`true`).
-    fn begin(
-        &mut self,
-        queue: &mut Queue,
-        memory: &Arc<GuestMemoryMmap>,
-        policy: &Policy,
-        chain: Chain,
-    ) -> bool {
+    /// Starts the operation of a chain, or answers it from tables.
+    fn begin(&mut self, rings: &mut Rings<'_>, policy: &Policy, chain: Chain) {
         let Request { command, chain } = Request::parse(chain, policy);
         let outcome = match command {
             Err(status) => Outcome::Done(status, 0),
@@ -259,11 +327,10 @@ impl<M: Medium> Worker<M> {
                 if let Some(channel) = &mut self.channel {
                     channel.start(command, chain);
                 }
-                return false;
+                return;
             }
         };
-        self.reply(queue, memory, chain, outcome);
-        true
+        self.reply(rings, chain, outcome);
     }
 
     fn get_id(&self, chain: &Chain) -> Outcome {
@@ -323,8 +390,6 @@ struct Taken {
     more: bool,
     /// It does, perhaps, and the channel has no room.
     no_room: bool,
-    /// Something was answered at once.
-    answered: bool,
 }
 
 fn done(written: Result<(), MemoryFault>, len: usize) -> Outcome {
@@ -332,18 +397,4 @@ fn done(written: Result<(), MemoryFault>, len: usize) -> Outcome {
         Ok(()) => Outcome::Done(Status::Ok, len as u64),
         Err(MemoryFault) => Outcome::Done(Status::IoError, 0),
     }
-}
-
-/// Takes the next chain out of the ring: `None` if there is none, an error if the ring is broken.
-fn next_chain(
-    queue: &mut Queue,
-    memory: &Arc<GuestMemoryMmap>,
-    chain: &mut Chain,
-) -> Result<Option<Result<(), Malformed>>, virtio_queue::Error> {
-    let table = DescriptorTable {
-        address: GuestAddress(queue.desc_table()),
-        size: queue.size(),
-    };
-    let next = queue.iter(&**memory)?.next();
-    Ok(next.map(|available| chain.collect(memory, table, available.head_index())))
 }

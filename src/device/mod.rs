@@ -30,7 +30,7 @@ pub use server::{ServeError, Server, Stop};
 
 use crate::geometry::Model;
 use crate::limit::LogLimit;
-use crate::queue::Worker;
+use crate::queue::{PollWindow, Worker};
 use crate::request::{ConfigSpace, DeviceLimits, Policy, SERIAL_LEN};
 use crate::store::Medium;
 use crate::volume::Volume;
@@ -50,6 +50,8 @@ pub struct DeviceOptions {
     pub limits: DeviceLimits,
     /// Serial number, padded with NULs.
     pub serial: [u8; SERIAL_LEN],
+    /// How long a queue is watched at most after it ran dry, before its worker sleeps. 0: never.
+    pub poll: Duration,
 }
 
 /// What other threads ask of a worker.
@@ -94,6 +96,7 @@ impl Control {
 #[derive(Debug)]
 struct DeviceQueue<M: Medium> {
     worker: Mutex<Worker<M>>,
+    window: Mutex<PollWindow>,
     control: Control,
 }
 
@@ -129,6 +132,7 @@ impl<M: Medium> Device<M> {
             .map(|index| {
                 Ok(DeviceQueue {
                     worker: Mutex::new(Worker::new(index, Arc::clone(&volume), options.serial)),
+                    window: Mutex::new(PollWindow::new(options.poll)),
                     control: Control::new(&volume, index)?,
                 })
             })
@@ -230,19 +234,26 @@ impl<M: Medium> Device<M> {
         }
     }
 
-    /// Everything that a worker does when it was woken.
-    fn run(&self, index: usize, ring: &Ring) {
+    /// Everything that a worker does when it was woken, by the kick of its ring or (`knocked`)
+    /// another thread.
+    fn run(&self, index: usize, ring: &Ring, knocked: bool) {
         let Some(queue) = self.queues.get(index) else {
             return;
         };
         let mut worker = queue.worker.lock();
         let control = &queue.control;
-        loop {
+        if knocked {
             // Reading what is not there says so; all that counts is that it is quiet afterwards.
             let _ = control.knock.read();
+            worker.clear_wake_up();
+        }
+        let mut window = queue.window.lock();
+        window.woken();
+        loop {
             let mut state = ring.get_mut();
             let memory = self.memory.memory().into_inner();
             if control.stop.swap(false, Ordering::AcqRel) {
+                let _ = control.knock.read();
                 self.drain(index, &mut worker, &mut state, &memory);
                 control.set_stopped(true);
                 return;
@@ -254,15 +265,28 @@ impl<M: Medium> Device<M> {
                 return;
             }
             let policy = self.policy();
-            let queue = state.get_queue_mut();
-            let pass = worker.service(queue, &memory, accept.then_some(&policy));
+            let pass = worker.service(state.get_queue_mut(), &memory, accept.then_some(&policy));
             if pass.notify
                 && let Err(e) = state.signal_used_queue()
                 && let Some(more) = TROUBLE.allow()
             {
                 error!("queue {index}: cannot notify the guest: {e} ({more} more like it)");
             }
-            if !pass.again {
+            if pass.again {
+                window.found();
+                continue;
+            }
+            if !accept {
+                return;
+            }
+            // Not under the ring's lock: whoever changes the ring need not wait for this.
+            let mut found = worker.watch(state.get_queue(), &memory);
+            drop(state);
+            if window.watch(|| found(&mut worker) || control.stop.load(Ordering::Acquire)) {
+                continue;
+            }
+            if !worker.rest(ring.get_mut().get_queue_mut(), &memory) {
+                window.sleeps();
                 return;
             }
         }
@@ -428,13 +452,14 @@ impl<M: Medium> VhostUserBackend for Device<M> {
 
     fn handle_event(
         &self,
-        _device_event: u16,
+        device_event: u16,
         _events: EventSet,
         rings: &[Ring],
         thread_id: usize,
     ) -> io::Result<()> {
         if let Some(ring) = rings.first() {
-            self.run(thread_id, ring);
+            let knocked = u64::from(device_event) == self.wake_event();
+            self.run(thread_id, ring, knocked);
         }
         // An error ends the worker for good, so nothing that a guest does is one.
         if self.closing.load(Ordering::Acquire) && self.is_stopped(thread_id) {

@@ -225,6 +225,10 @@ impl Store for FileStore {
         }
     }
 
+    fn is_ready(&mut self) -> bool {
+        !self.done.is_empty() || self.ring.as_mut().is_some_and(Ring::is_ready)
+    }
+
     fn in_flight(&self) -> usize {
         self.done.len() + self.ring.as_ref().map_or(0, Ring::in_flight)
     }

@@ -207,6 +207,10 @@ impl Store for MemStore {
         self.in_flight -= done.len() - before;
     }
 
+    fn is_ready(&mut self) -> bool {
+        self.medium.shared.disk.lock().has_mail(self.id)
+    }
+
     fn in_flight(&self) -> usize {
         self.in_flight
     }

@@ -93,6 +93,9 @@ pub trait Store: Send + std::fmt::Debug {
     /// Moves finished operations to the end of `done`; never blocks.
     fn reap(&mut self, done: &mut Vec<Completion>);
 
+    /// Whether [`Store::reap`] would find something; cheap enough to be asked over and over.
+    fn is_ready(&mut self) -> bool;
+
     /// Operations submitted and not yet reaped.
     fn in_flight(&self) -> usize;
 

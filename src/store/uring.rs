@@ -198,6 +198,12 @@ impl Ring {
         self.event.fd()
     }
 
+    /// Whether [`Ring::reap`] would find something.
+    pub(super) fn is_ready(&mut self) -> bool {
+        self.enabled
+            && (!self.failed.is_empty() || !self.ring.completion().is_empty() || self.has_work())
+    }
+
     /// Hands the kernel what is queued.
     pub(super) fn kick(&mut self) {
         if !self.queued.is_empty() {

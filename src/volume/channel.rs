@@ -113,6 +113,12 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             && self.fences.is_idle()
     }
 
+    /// Whether [`Channel::poll`] would find something that ended meanwhile; cheap enough to be asked
+    /// over and over. (What other queues leave for this one has an event of its own.)
+    pub fn is_ready(&mut self) -> bool {
+        self.store.is_ready()
+    }
+
     /// Readable when the store has completed something; `None` if it never does so by itself.
     pub fn store_event(&self) -> Option<BorrowedFd<'_>> {
         self.store.event()

@@ -263,7 +263,9 @@ impl Load {
     fn percentile(&self, share: f64) -> f64 {
         let last = self.latencies.len().saturating_sub(1);
         let at = (last as f64 * share) as usize;
-        self.latencies.get(at).map_or(0.0, |&nanos| f64::from(nanos) / 1e3)
+        self.latencies
+            .get(at)
+            .map_or(0.0, |&nanos| f64::from(nanos) / 1e3)
     }
 }
 
@@ -296,7 +298,12 @@ fn parse() -> Option<Job> {
                         }
                     }
                     "--block" => job.block = value.parse().ok()?,
-                    "--depth" => job.depth = value.parse().ok().filter(|d| (1..=QUEUE_SIZE / CHAIN).contains(d))?,
+                    "--depth" => {
+                        job.depth = value
+                            .parse()
+                            .ok()
+                            .filter(|d| (1..=QUEUE_SIZE / CHAIN).contains(d))?
+                    }
                     "--zones" => job.zones = value.parse().ok()?,
                     "--seconds" => job.time = Duration::from_secs_f64(value.parse().ok()?),
                     _ => return None,

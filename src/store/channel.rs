@@ -20,7 +20,7 @@ use log::info;
 
 use super::sys;
 use super::uring::Ring;
-use super::{Completion, Op, Store, Token};
+use super::{Completion, Op, Part, Store, Token};
 
 /// The descriptor that carries data, and how it wants to be used.
 #[derive(Debug)]
@@ -196,6 +196,22 @@ fn is_empty(op: &Op) -> bool {
 }
 
 impl Store for FileStore {
+    fn read_now(&mut self, part: Part, offset: u64, buf: &mut [u8]) -> Option<io::Result<()>> {
+        let (file, way) = match (part, self.data.way) {
+            (Part::Data, way) => (&self.data.file, way),
+            (Part::Metadata, Way::Memory) => (self.data.metadata(), Way::Memory),
+            (Part::Metadata, _) => (self.data.metadata(), Way::Cached),
+        };
+        match way {
+            Way::Memory => Some(file.read_exact_at(buf, offset)),
+            Way::Cached if self.ring.is_some() => {
+                let read = sys::read_cached(file, offset, buf);
+                (read.ok()? == buf.len()).then_some(Ok(()))
+            }
+            Way::Cached | Way::Direct(_) => None,
+        }
+    }
+
     fn submit(&mut self, op: Op, token: Token) {
         if self.ring.is_none() || is_empty(&op) {
             return self.perform(op, token);

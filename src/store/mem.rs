@@ -55,7 +55,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::sys::Event;
-use super::{Completion, Medium, Op, Store, Token};
+use super::{Completion, Medium, Op, Part, Store, Token};
 
 pub use control::{HeldOp, MemControl, Unsynced};
 pub use disk::{Deallocation, Fate};
@@ -181,6 +181,15 @@ impl fmt::Debug for MemStore {
 }
 
 impl Store for MemStore {
+    fn read_now(&mut self, part: Part, offset: u64, buf: &mut [u8]) -> Option<io::Result<()>> {
+        let kind = match part {
+            Part::Data => Kind::Read,
+            Part::Metadata => Kind::MetadataRead,
+        };
+        let mut disk = self.medium.shared.disk.lock();
+        disk.reads_now(kind).then(|| disk.read(kind, offset, buf))
+    }
+
     fn submit(&mut self, op: Op, token: Token) {
         self.batch.push((op, token));
         self.in_flight += 1;

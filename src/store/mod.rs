@@ -68,6 +68,15 @@ pub enum Op {
     },
 }
 
+/// Which bytes of an image: they may have ways of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Blocks of zones.
+    Data,
+    /// Everything else.
+    Metadata,
+}
+
 /// The end of an operation. Exactly one follows every accepted [`Op`].
 #[derive(Debug)]
 pub struct Completion {
@@ -86,6 +95,11 @@ pub struct Completion {
 pub trait Store: Send + std::fmt::Debug {
     /// Takes an operation over. It completes through [`Store::reap`], also when it fails at once.
     fn submit(&mut self, op: Op, token: Token);
+
+    /// Reads at once into the whole of `buf` what lies at byte `offset`, if nothing has to be waited
+    /// for. `None`: it would have to, or it failed in a way that may pass; nothing of `buf` counts then,
+    /// and [`Store::submit`] is the way.
+    fn read_now(&mut self, part: Part, offset: u64, buf: &mut [u8]) -> Option<io::Result<()>>;
 
     /// Hands what was submitted to the kernel, in one call.
     fn kick(&mut self);

@@ -1,7 +1,8 @@
 //! The way of one queue's operations through the disk.
 //!
 //! An operation begins ([`Channel::start`]), is admitted, is worked off in pieces of at most
-//! 128 KiB (copied to a private buffer, encrypted there, submitted; the reverse for reads),
+//! 128 KiB (copied to a private buffer, encrypted there, submitted, neighbours of one batch as one;
+//! the reverse for reads),
 //! takes its turn in the zone's line, perhaps waits for a sync, and ends in [`Channel::poll`].
 //! Each guest byte is read once. When buffers run out, the operation waits in the backlog.
 
@@ -24,8 +25,9 @@ use crate::zone::{Admission, Grant, Released, Ticket, ZoneError};
 
 use super::Volume;
 use super::fence::Fences;
-use super::op::{Direction, Finished, Op, Payload, Piece, Stage, Transfer};
+use super::op::{Direction, Finished, Op, Owners, Payload, Piece, Stage, Transfer};
 use super::pool::Pool;
+use super::stretch::Stretches;
 use super::sync::SyncRound;
 use super::tags::{SlotWriter, TagCache};
 
@@ -52,10 +54,16 @@ pub struct Channel<M: Medium, P: Payload> {
     keys: KeyCache,
     pub(super) tags: TagCache,
     pub(super) slot_writer: SlotWriter,
+    /// What this batch has encrypted so far.
+    pub(super) stretches: Stretches,
+    /// Lists that keep their memory.
+    pub(super) owners: Vec<Owners>,
     /// Slots at hand; keeps its memory.
     pub(super) slots: Vec<u8>,
+    /// Memory for slots that were read past the cache.
+    pub(super) fresh_slots: Vec<Vec<u8>>,
     /// Operations with pieces left to begin, first come first served.
-    backlog: VecDeque<u32>,
+    pub(super) backlog: VecDeque<u32>,
     /// Zones in which something ended since they were settled.
     touched: Vec<ZoneIndex>,
     pub(super) released: Vec<Released>,
@@ -70,6 +78,8 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         let store = volume.medium.open_store(STORE_DEPTH)?;
         let tag_cache = if volume.tagged { volume.tag_cache } else { 0 };
         let life = volume.lives.fetch_add(1, Ordering::Relaxed);
+        let geometry = volume.geometry();
+        let largest_zone = geometry.zone_capacity_blocks(ZoneIndex(0));
         Ok(Self {
             life,
             volume,
@@ -82,9 +92,12 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             free_pieces: (0..STORE_DEPTH - 1).rev().collect(),
             pool: Pool::new(),
             keys: KeyCache::default(),
-            tags: TagCache::new(tag_cache),
+            tags: TagCache::new(tag_cache, largest_zone),
             slot_writer: SlotWriter::default(),
+            stretches: Stretches::default(),
+            owners: Vec::new(),
             slots: Vec::new(),
+            fresh_slots: Vec::new(),
             backlog: VecDeque::with_capacity(usize::from(depth)),
             touched: Vec::new(),
             released: Vec::new(),
@@ -194,7 +207,11 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         };
         let ticket = self.ticket(id);
         match command {
-            Command::Read(span) => self.begin_transfer(id, Direction::Read, span, None),
+            Command::Read(span) => {
+                if !self.read_now(id, span) {
+                    self.begin_transfer(id, Direction::Read, span, None);
+                }
+            }
             Command::Write(span) => self.begin_write(id, span, ticket),
             Command::Append(zone, len) => self.begin_append(id, zone, len, ticket),
             Command::Flush => self.wait_for_sync(id, Outcome::Done(Status::Ok, 0)),
@@ -316,7 +333,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     fn reap(&mut self) -> bool {
         let mut any = false;
         loop {
-            self.write_slots();
+            self.send_writes();
             let mut completions = std::mem::take(&mut self.completions);
             self.store.reap(&mut completions);
             if completions.is_empty() {

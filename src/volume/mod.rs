@@ -25,11 +25,13 @@
 mod channel;
 mod fence;
 mod manage;
+mod now;
 mod op;
 mod piece;
 mod pool;
 pub mod scan;
 mod session;
+mod stretch;
 mod sync;
 mod tags;
 #[cfg(test)]

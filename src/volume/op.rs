@@ -154,13 +154,17 @@ pub(super) struct ReadPiece {
 #[derive(Debug)]
 pub(super) enum PieceKind {
     Read(ReadPiece),
-    Write,
+    Write(Owners),
     Deallocate,
 }
+
+/// The operations that a written piece is of, one after another.
+pub(super) type Owners = Vec<u32>;
 
 /// A part of an operation of the channel that the store works on.
 #[derive(Debug)]
 pub(super) struct Piece {
+    /// The operation, or the first of them.
     pub(super) op: u32,
     pub(super) zone: ZoneIndex,
     pub(super) kind: PieceKind,

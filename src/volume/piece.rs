@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use log::{error, warn};
 
 use crate::geometry::{Blocks, Generation, SECTOR_SIZE, ZoneIndex};
-use crate::integrity::{BadBlocks, OpenError, SLOT_LEN, Slot, Stamp};
+use crate::integrity::{BadBlocks, OpenError, SLOT_LEN, Stamp};
 use crate::keyslot::KeyslotError;
 use crate::limit::LogLimit;
 use crate::mutant::Mutant;
@@ -17,6 +17,7 @@ use crate::store::{Completion, IoBuf, Medium, Op as StoreOp, Store, Token};
 use super::channel::{Channel, Progress, no_key};
 use super::op::{Direction, Payload, Piece, PieceKind, ReadPiece, SlotSource, Stage};
 use super::pool::PIECE;
+use super::stretch::Stretch;
 use super::tags::{PageRange, slot_offset};
 
 /// What reads of unwritten space are made of.
@@ -28,7 +29,7 @@ static IO_ERRORS: LogLimit = LogLimit::new();
 static BAD_BLOCKS: LogLimit = LogLimit::new();
 
 /// Why a piece that was read could not be handed to the guest.
-enum Undelivered {
+pub(super) enum Undelivered {
     /// For good.
     Failed(Status),
     /// Its slots came from the cache and do not fit: they may be of a time before the blocks were
@@ -119,7 +120,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         let geometry = *self.volume.geometry();
         let mut slots = None;
         if self.volume.tagged {
-            if self.cached_slots(zone, &read) {
+            if self.has_cached_slots(zone, &read) {
                 read.slots = SlotSource::Cache;
             } else {
                 let range = PageRange::of(read.first, read.count);
@@ -149,41 +150,82 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         Ok(())
     }
 
-    /// Gathers a piece's slots from the cache into `self.slots`; `false` if one is not there, or is
-    /// of a time before its block was written.
-    fn cached_slots(&mut self, zone: ZoneIndex, read: &ReadPiece) -> bool {
-        self.slots.clear();
+    /// Whether the cache has a piece's slots.
+    pub(super) fn has_cached_slots(&mut self, zone: ZoneIndex, read: &ReadPiece) -> bool {
         let whose = (zone, read.generation);
-        self.tags
-            .get(whose, read.first, read.count, &mut self.slots)
-            && self
-                .slots
-                .as_chunks()
-                .0
-                .iter()
-                .all(|slot| !Slot::parse(slot).is_blank())
+        let found = self
+            .tags
+            .get(whose, read.first, read.count, &mut self.slots);
+        found.is_some()
     }
 
+    /// Encrypts the next piece of a write into a stretch, which goes to the store with the others of
+    /// this batch.
     fn begin_write_piece(&mut self, id: u32, zone: ZoneIndex, span: Span) -> Progress {
         let geometry = *self.volume.geometry();
         let len = span.len.min(PIECE as u64);
-        let (first, _) = blocks_of(&geometry, zone, Span { len, ..span });
-        let Some((token, mut buf)) = self.piece_and_buffer(len) else {
-            return Progress::Starved;
+        let (first, count) = blocks_of(&geometry, zone, Span { len, ..span });
+        let Ok(bytes) = usize::try_from(len) else {
+            return self.fail_transfer(id, Status::IoError);
         };
-        if let Err(status) = self.fill_and_encrypt(id, zone, first, &mut buf) {
-            self.free_pieces.push(token);
-            self.pool.give(buf);
-            return self.fail_transfer(id, status);
+        let mut stretch = match self.stretches.take(zone, first, bytes) {
+            Some(stretch) => stretch,
+            None => match self.new_stretch(zone, first, bytes) {
+                Some(stretch) => stretch,
+                None => return Progress::Starved,
+            },
+        };
+        let begun = self.fill_and_encrypt(id, zone, first, stretch.room(bytes));
+        if begun.is_ok() {
+            stretch.extend(id, bytes, count);
         }
-        let piece = Piece {
-            op: id,
-            zone,
-            kind: PieceKind::Write,
+        if stretch.is_empty() {
+            self.free_pieces.push(stretch.token);
+            self.pool.give(stretch.buf);
+            self.owners.push(stretch.owners);
+        } else if stretch.is_full() {
+            // While it is in the processor's cache. Its slots are written before anybody looks for
+            // its completion.
+            self.send(stretch);
+        } else {
+            self.stretches.put(stretch);
+        }
+        match begun {
+            Ok(()) => self.advance(id, len, 1),
+            Err(status) => self.fail_transfer(id, status),
+        }
+    }
+
+    fn new_stretch(&mut self, zone: ZoneIndex, first: Blocks, len: usize) -> Option<Stretch> {
+        let token = self.free_pieces.pop()?;
+        let Some(buf) = self.pool.take_to_extend(len) else {
+            self.free_pieces.push(token);
+            return None;
         };
-        let offset = self.volume.layout.data_offset(zone) + geometry.block_bytes(first);
+        let owners = self.owners.pop().unwrap_or_default();
+        Some(Stretch::new(token, zone, first, buf, owners))
+    }
+
+    /// Hands the store what was encrypted since the last time: tag slots first, so that nothing they
+    /// belong to completes before they are written.
+    pub(super) fn send_writes(&mut self) {
+        self.write_slots();
+        while let Some(stretch) = self.stretches.pop() {
+            self.send(stretch);
+        }
+    }
+
+    fn send(&mut self, stretch: Stretch) {
+        let into_zone = self.volume.geometry().block_bytes(stretch.first);
+        let offset = self.volume.layout.data_offset(stretch.zone) + into_zone;
+        let token = stretch.token;
+        let (zone, owners, buf) = stretch.into_parts();
+        let piece = Piece {
+            op: 0,
+            zone,
+            kind: PieceKind::Write(owners),
+        };
         self.submit(token, piece, StoreOp::Write { offset, buf });
-        self.advance(id, len, 1)
     }
 
     /// Fills `buf` with what is to be written at block `first` of `zone`, encrypted, and leaves its
@@ -233,8 +275,8 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         })
     }
 
-    /// Writes the tag slots that have gathered. Before anything that they belong to may complete.
-    pub(super) fn write_slots(&mut self) {
+    /// Writes the tag slots that have gathered.
+    fn write_slots(&mut self) {
         if self.slot_writer.is_empty() {
             return;
         }
@@ -298,11 +340,14 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 self.end_deallocation(op);
                 self.end_transfer_piece(op, Ok(()));
             }
-            PieceKind::Write => {
+            PieceKind::Write(mut owners) => {
                 self.free_pieces.push(index);
                 self.give_back(buf);
                 let result = result.map_err(|e| say_io_error(zone, &e));
-                self.end_transfer_piece(op, result);
+                for op in owners.drain(..) {
+                    self.end_transfer_piece(op, result);
+                }
+                self.owners.push(owners);
             }
             PieceKind::Read(mut read) => {
                 let slots = token & SLOTS_OF != 0;
@@ -361,20 +406,29 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 Err(failed.unwrap_or(Status::IoError))
             }
         };
-        if let SlotSource::Pages(pages) = read.slots {
-            self.pool.give(pages);
-        }
+        self.recycle(read.slots);
         self.free_pieces.push(index);
         self.end_transfer_piece(op, result);
+    }
+
+    /// Takes back what held a piece's slots.
+    pub(super) fn recycle(&mut self, slots: SlotSource) {
+        match slots {
+            SlotSource::Pages(pages) => self.pool.give(pages),
+            SlotSource::Fresh(slots) => self.fresh_slots.push(slots),
+            SlotSource::None | SlotSource::Cache => {}
+        }
     }
 
     /// Reads a piece once more with slots that are read now. What the cache had was overtaken by the
     /// write, so they are in the host's page cache and nobody waits long.
     fn read_again(&mut self, index: u32, op: u32, zone: ZoneIndex, read: ReadPiece, buf: IoBuf) {
         let count = usize::try_from(read.count.0).unwrap_or(0);
-        let mut slots = vec![0; count * SLOT_LEN];
+        let mut slots = self.fresh_slots.pop().unwrap_or_default();
+        slots.resize(count * SLOT_LEN, 0);
         let offset = slot_offset(&self.volume.layout, zone, read.first);
         if let Err(e) = self.volume.medium.read_at(offset, &mut slots) {
+            self.fresh_slots.push(slots);
             self.free_pieces.push(index);
             self.pool.give(buf);
             self.end_transfer_piece(op, Err(say_io_error(zone, &e)));
@@ -396,7 +450,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
 
     /// Verifies and decrypts what a read brought and hands it to the guest. Nothing reaches the guest
     /// of a piece in which a block is bad.
-    fn deliver(
+    pub(super) fn deliver(
         &mut self,
         op: u32,
         zone: ZoneIndex,
@@ -408,23 +462,30 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         {
             let _ = op.payload.scatter(read.offset, data);
         }
+        let block_len = self.block_len();
         match self.key(zone, read.generation) {
             Ok(key) => {
+                let whose = (zone, read.generation);
                 let cached = matches!(read.slots, SlotSource::Cache);
-                if cached && !self.cached_slots(zone, read) {
-                    // Another page has taken its place meanwhile.
-                    return Err(Undelivered::Stale);
-                }
                 let slots = match &read.slots {
                     SlotSource::None => &[],
-                    SlotSource::Cache => self.slots.as_slice(),
+                    SlotSource::Cache => {
+                        let scratch = &mut self.slots;
+                        let found = self.tags.get(whose, read.first, read.count, scratch);
+                        // Another page may have taken its place meanwhile.
+                        found.ok_or(Undelivered::Stale)?
+                    }
                     SlotSource::Fresh(slots) => slots,
                     SlotSource::Pages(pages) => slots_in(pages, read),
                 };
-                match key.open(self.block_len(), read.first, data, slots) {
+                match key.open(block_len, read.first, data, slots) {
                     Ok(()) => {}
                     Err(OpenError::Bad(_)) if self.is_erased(zone, read.generation) => data.fill(0),
-                    Err(OpenError::Bad(_)) if cached => return Err(Undelivered::Stale),
+                    Err(OpenError::Bad(_)) if cached => {
+                        let range = PageRange::of(read.first, read.count);
+                        self.tags.forget(whose, range);
+                        return Err(Undelivered::Stale);
+                    }
                     Err(OpenError::Bad(bad)) => return Err(self.say_bad(zone, &bad).into()),
                     Err(OpenError::Shape(e)) => {
                         error!("{zone}: cannot decrypt: {e}");
@@ -462,7 +523,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         Status::IoError
     }
 
-    fn scatter_zeroes(&self, id: u32, offset: u64, len: u64) -> Result<(), Status> {
+    pub(super) fn scatter_zeroes(&self, id: u32, offset: u64, len: u64) -> Result<(), Status> {
         let op = self.ops.get(id as usize).and_then(Option::as_ref);
         let op = op.ok_or(Status::IoError)?;
         let (mut at, end) = (offset, offset + len);
@@ -493,7 +554,7 @@ fn slots_in<'a>(pages: &'a [u8], read: &ReadPiece) -> &'a [u8] {
         .unwrap_or_default()
 }
 
-fn say_io_error(zone: ZoneIndex, error: &io::Error) -> Status {
+pub(super) fn say_io_error(zone: ZoneIndex, error: &io::Error) -> Status {
     if let Some(more) = IO_ERRORS.allow() {
         warn!("{zone}: {error} ({more} more like it)");
     }

@@ -12,6 +12,9 @@ const MAX_SMALL: usize = 256;
 /// Large buffers of a channel: 3 MiB of them.
 const MAX_LARGE: usize = 24;
 
+/// Large buffers that are left to those who need all of them.
+const KEPT_LARGE: usize = MAX_LARGE / 3;
+
 #[derive(Debug)]
 struct Shelf {
     size: usize,
@@ -61,6 +64,17 @@ impl Pool {
         Some(buf)
     }
 
+    /// A buffer for `len` bytes, with room for more behind them while large ones are plenty.
+    pub(super) fn take_to_extend(&mut self, len: usize) -> Option<IoBuf> {
+        if self.large.free.len() + self.large.left > KEPT_LARGE
+            && let Some(mut buf) = self.large.take()
+        {
+            buf.set_len(PIECE);
+            return Some(buf);
+        }
+        self.take(len)
+    }
+
     /// Takes a buffer back.
     pub(super) fn give(&mut self, buf: IoBuf) {
         if buf.capacity() == SMALL {
@@ -85,5 +99,16 @@ mod tests {
         assert_eq!(pool.take(5000).unwrap().as_ptr(), address);
         let small = std::iter::from_fn(|| pool.take(512)).count();
         assert_eq!(small, MAX_SMALL);
+    }
+
+    #[test]
+    fn buffers_with_room_run_out_before_large_ones_do() {
+        let mut pool = Pool::new();
+        let taken: Vec<IoBuf> = (0..MAX_LARGE)
+            .map(|_| pool.take_to_extend(4096).unwrap())
+            .collect();
+        let roomy = taken.iter().filter(|buf| buf.len() == PIECE).count();
+        assert_eq!(roomy, MAX_LARGE - KEPT_LARGE);
+        assert!(pool.take(PIECE).is_some());
     }
 }

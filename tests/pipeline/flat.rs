@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use zonevault::store::{Completion, Medium, Op, Store, Token};
+use zonevault::store::{Completion, Medium, Op, Part, Store, Token};
 
 /// The medium. Memory is used for what is written only.
 #[derive(Clone)]
@@ -87,6 +87,14 @@ impl Store for FlatStore {
             Op::Sync | Op::Deallocate { .. } => (Ok(()), None),
         };
         self.done.push(Completion { token, result, buf });
+    }
+
+    fn read_now(&mut self, _part: Part, offset: u64, buf: &mut [u8]) -> Option<io::Result<()>> {
+        Some(self.medium.read_at(offset, buf))
+    }
+
+    fn is_ready(&mut self) -> bool {
+        !self.done.is_empty()
     }
 
     fn kick(&mut self) {}

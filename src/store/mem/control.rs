@@ -60,6 +60,12 @@ impl MemControl {
         self.medium.shared.disk.lock().holding = kinds.to_vec();
     }
 
+    /// Whether reads are done as soon as they are wanted, as of what is in a page cache; at first they
+    /// are not.
+    pub fn read_at_once(&self, on: bool) {
+        self.medium.shared.disk.lock().reads_at_once = on;
+    }
+
     /// What is in flight, oldest first.
     pub fn held(&self) -> Vec<HeldOp> {
         let disk = self.medium.shared.disk.lock();

@@ -102,6 +102,7 @@ pub(super) struct Disk {
     mailboxes: Vec<Mailbox>,
     pub(super) held: Vec<InFlight>,
     pub(super) holding: Vec<Kind>,
+    pub(super) reads_at_once: bool,
     pub(super) shuffle: Option<Draw>,
     pub(super) traps: Traps,
     deallocation: Deallocation,
@@ -123,6 +124,7 @@ impl Disk {
             mailboxes: Vec::new(),
             held: Vec::new(),
             holding: Vec::new(),
+            reads_at_once: false,
             shuffle: None,
             traps: Traps::default(),
             deallocation: Deallocation::Zeroes,
@@ -286,6 +288,11 @@ impl Disk {
             c.note_error(kind, fault);
         });
         Some(fault)
+    }
+
+    /// Whether a read of this kind takes effect as soon as it is wanted.
+    pub(super) fn reads_now(&self, kind: Kind) -> bool {
+        self.reads_at_once && !self.holding.contains(&kind)
     }
 
     pub(super) fn read(&mut self, kind: Kind, offset: u64, buf: &mut [u8]) -> io::Result<()> {

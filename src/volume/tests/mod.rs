@@ -297,10 +297,12 @@ fn acknowledgements_of_a_zone_come_in_write_pointer_order_over_both_queues() {
     let appends: Vec<Memory> = (0..6)
         .map(|i| {
             let command = Command::Append(ZoneIndex(1), BLOCK);
-            disk.start(i % 2, command, blocks(i as u8, 1))
+            let memory = disk.start(i % 2, command, blocks(i as u8, 1));
+            // A batch of its own each, or neighbours would be one write.
+            disk.poll();
+            memory
         })
         .collect();
-    disk.poll();
     let held = control.held();
     assert_eq!(held.len(), 6);
     for op in held.iter().skip(1).rev() {
@@ -324,10 +326,11 @@ fn a_failed_write_fails_the_later_ones_and_the_pointer_is_where_it_began() {
     let appends: Vec<Memory> = (1..4)
         .map(|i| {
             let command = Command::Append(ZoneIndex(1), BLOCK);
-            disk.start(0, command, blocks(i, 1))
+            let memory = disk.start(0, command, blocks(i, 1));
+            disk.poll();
+            memory
         })
         .collect();
-    disk.poll();
     let held = control.held();
     control.release(held[0].id);
     control.release_failing(held[1].id, libc::EIO);
@@ -342,6 +345,41 @@ fn a_failed_write_fails_the_later_ones_and_the_pointer_is_where_it_began() {
     assert_eq!(zone[2 * 4096..3 * 4096], blocks(1, 1));
     assert_eq!(zone[3 * 4096..4 * 4096], blocks(9, 1));
     assert!(zone[4 * 4096..].iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn neighbouring_appends_of_a_batch_are_one_write_and_fail_as_one() {
+    let mut disk = Disk::new();
+    let control = disk.medium.control();
+    control.hold(&[Kind::Write]);
+    let append = |disk: &mut Disk, zone, stamp: u8, count: u8| {
+        let command = Command::Append(ZoneIndex(zone), u64::from(count) * BLOCK);
+        disk.start(0, command, blocks(stamp, count.into()))
+    };
+    let one: Vec<Memory> = (1..4).map(|i| append(&mut disk, 1, i, i)).collect();
+    let other: Vec<Memory> = (4..6).map(|i| append(&mut disk, 2, i, 1)).collect();
+    disk.poll();
+    let mut lengths: Vec<u64> = control.held().iter().map(|op| op.len).collect();
+    lengths.sort_unstable();
+    assert_eq!(lengths, [2 * BLOCK, 6 * BLOCK]);
+    for op in control.held() {
+        match op.len == 2 * BLOCK {
+            true => control.release_failing(op.id, libc::EIO),
+            false => control.release(op.id),
+        };
+    }
+    control.hold(&[]);
+    let ends: Vec<Outcome> = one.iter().map(|memory| disk.finish(memory)).collect();
+    let sectors = [0, 1, 3].map(|at| Outcome::Appended(Sector(APPENDED_1 + at * BLOCK / 512)));
+    assert_eq!(ends, sectors);
+    for memory in &other {
+        assert_eq!(disk.finish(memory), Outcome::Done(Status::IoError, 0));
+    }
+    let zone = disk.read_zone(1);
+    assert_eq!(zone[..4096], blocks(1, 1));
+    assert_eq!(zone[4096..3 * 4096], blocks(2, 2));
+    assert_eq!(zone[3 * 4096..6 * 4096], blocks(3, 3));
+    assert!(disk.read_zone(2).iter().all(|&byte| byte == 0));
 }
 
 #[test]

@@ -220,10 +220,12 @@ fn writes_behind_a_failed_one_fail_and_the_zone_goes_on_from_there() {
         disk.append(1, &blocks(1, 2));
         control.hold(&[Kind::Write]);
         let append = |disk: &mut Disk, stamp| {
-            disk.start(0, Command::Append(ZoneIndex(1), BLOCK), blocks(stamp, 1))
+            let memory = disk.start(0, Command::Append(ZoneIndex(1), BLOCK), blocks(stamp, 1));
+            // A batch of its own each, or the two would be one write.
+            disk.poll();
+            memory
         };
         let (one, two) = (append(&mut disk, 2), append(&mut disk, 3));
-        disk.poll();
         let held = control.held();
         control.hold(&[]);
         control.release_failing(held[0].id, 5);

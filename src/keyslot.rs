@@ -7,6 +7,7 @@
 //! Each queue keeps a [`KeyCache`] of weak references, so a hit takes no lock. A cached reference
 //! to an evicted key fails to upgrade, and a key is wiped when its last user lets go of it.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,14 +24,19 @@ use crate::integrity::{Binding, BlockCipher};
 use crate::secret::{SecretError, VolumeKey, derive_zone_key};
 use crate::zone::ZoneSalt;
 
-/// Slots of a disk unless told otherwise: more than the zones a file system writes at once.
-pub const DEFAULT_SLOTS: usize = 64;
+/// Slots of a disk unless told otherwise: reads at random go to many zones, and a key that has no slot
+/// takes longer to derive than the block to read. These are the keys of 64 GiB in zones of 64 MiB, in
+/// about 1 MiB.
+pub const DEFAULT_SLOTS: u16 = 1024;
 /// Fewest slots: one for each queue there can be, so that a request never waits for one.
 pub const MIN_SLOTS: usize = 16;
 /// Most slots: bounds the memory that holds keys to a few MiB.
 pub const MAX_SLOTS: usize = 4096;
-/// Entries of a queue's cache, a power of two.
-const CACHE_ENTRIES: usize = 64;
+/// Entries of a queue's cache.
+const CACHE_ENTRIES: usize = 1024;
+/// Slots among which the one to be emptied is looked for, which bounds a miss; the search goes on from
+/// there the next time. Of that many or fewer slots it is exactly the one that was idle for longest.
+const EVICTION_CANDIDATES: usize = 64;
 
 /// Which key: of a zone in a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -73,18 +79,12 @@ impl Deref for KeyRef {
     }
 }
 
-/// A queue's own look-up of keys it has used.
+/// A queue's own look-up of keys it has used. Made by [`Keyslots::cache`].
 #[derive(Debug)]
 pub struct KeyCache {
     entries: Vec<Option<(KeyId, Weak<Programmed>)>>,
-}
-
-impl Default for KeyCache {
-    fn default() -> Self {
-        Self {
-            entries: vec![None; CACHE_ENTRIES],
-        }
-    }
+    /// Counted by its owner alone, so that queues do not wait for each other's counting.
+    hits: Arc<AtomicU64>,
 }
 
 impl KeyCache {
@@ -108,10 +108,78 @@ pub struct KeyslotStats {
 
 #[derive(Debug, Default)]
 struct Counters {
-    cache_hits: AtomicU64,
+    cache_hits: Mutex<CacheHits>,
     slot_hits: AtomicU64,
     programs: AtomicU64,
     evictions: AtomicU64,
+}
+
+/// Hits of all caches: of those that are gone, and counters of those that there may be.
+#[derive(Debug, Default)]
+struct CacheHits {
+    gone: u64,
+    caches: Vec<Arc<AtomicU64>>,
+}
+
+impl CacheHits {
+    fn join(&mut self, hits: &Arc<AtomicU64>) {
+        let gone = &mut self.gone;
+        self.caches.retain(|hits| {
+            let there = Arc::strong_count(hits) > 1;
+            *gone += if there {
+                0
+            } else {
+                hits.load(Ordering::Relaxed)
+            };
+            there
+        });
+        self.caches.push(Arc::clone(hits));
+    }
+
+    fn sum(&self) -> u64 {
+        let caches = self.caches.iter().map(|hits| hits.load(Ordering::Relaxed));
+        self.gone + caches.sum::<u64>()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    filled: Vec<(KeyId, Arc<Programmed>)>,
+    places: HashMap<KeyId, usize>,
+    /// Where the search for one to be emptied goes on.
+    cursor: usize,
+}
+
+impl Slots {
+    fn find(&self, id: KeyId) -> Option<&Arc<Programmed>> {
+        let (_, key) = self.filled.get(*self.places.get(&id)?)?;
+        Some(key)
+    }
+
+    fn fill(&mut self, id: KeyId, key: Arc<Programmed>) {
+        self.places.insert(id, self.filled.len());
+        self.filled.push((id, key));
+    }
+
+    fn empty(&mut self, place: usize) {
+        let (id, _) = self.filled.swap_remove(place);
+        self.places.remove(&id);
+        if let Some((moved, _)) = self.filled.get(place) {
+            self.places.insert(*moved, place);
+        }
+    }
+
+    /// The slot, of some of them, that was idle for longest. There is an idle one: requests hold a key
+    /// only while they encrypt, one a queue, and there are more candidates than queues.
+    fn idle(&mut self) -> Option<usize> {
+        let len = self.filled.len();
+        let start = self.cursor;
+        self.cursor = (start + EVICTION_CANDIDATES) % len.max(1);
+        (0..EVICTION_CANDIDATES.min(len))
+            .map(|step| (start + step) % len)
+            .filter(|&place| Arc::strong_count(&self.filled[place].1) == 1)
+            .min_by_key(|&place| self.filled[place].1.last_use.load(Ordering::Relaxed))
+    }
 }
 
 /// The slots, and what is needed to program them.
@@ -120,7 +188,9 @@ pub struct Keyslots {
     uuid: Uuid,
     cipher: Cipher,
     capacity: usize,
-    slots: Mutex<Vec<(KeyId, Arc<Programmed>)>>,
+    slots: Mutex<Slots>,
+    /// Counts misses: uses are told apart only as far as evictions care, and a hit writes to nothing
+    /// that queues share.
     clock: AtomicU64,
     counters: Counters,
 }
@@ -143,7 +213,7 @@ impl Keyslots {
             uuid,
             cipher,
             capacity: slots.clamp(MIN_SLOTS, MAX_SLOTS),
-            slots: Mutex::new(Vec::new()),
+            slots: Mutex::default(),
             clock: AtomicU64::new(0),
             counters: Counters::default(),
         }
@@ -157,15 +227,19 @@ impl Keyslots {
         id: KeyId,
         salt: impl FnOnce() -> Option<ZoneSalt>,
     ) -> Result<KeyRef, KeyslotError> {
-        let now = self.clock.fetch_add(1, Ordering::Relaxed);
         if let Some(Some((cached, weak))) = cache.entry(id.zone)
             && *cached == id
             && let Some(key) = weak.upgrade()
         {
-            key.last_use.store(now, Ordering::Relaxed);
-            self.counters.cache_hits.fetch_add(1, Ordering::Relaxed);
+            let now = self.clock.load(Ordering::Relaxed);
+            if key.last_use.load(Ordering::Relaxed) != now {
+                key.last_use.store(now, Ordering::Relaxed);
+            }
+            let hits = cache.hits.load(Ordering::Relaxed);
+            cache.hits.store(hits + 1, Ordering::Relaxed);
             return Ok(KeyRef(key));
         }
+        let now = self.clock.fetch_add(1, Ordering::Relaxed) + 1;
         let key = self.get_slot(id, salt)?;
         key.last_use.store(now, Ordering::Relaxed);
         if let Some(entry) = cache.entry(id.zone) {
@@ -174,13 +248,23 @@ impl Keyslots {
         Ok(KeyRef(key))
     }
 
+    /// A queue's cache, empty.
+    pub fn cache(&self) -> KeyCache {
+        let hits = Arc::default();
+        self.counters.cache_hits.lock().join(&hits);
+        KeyCache {
+            entries: vec![None; CACHE_ENTRIES],
+            hits,
+        }
+    }
+
     fn get_slot(
         &self,
         id: KeyId,
         salt: impl FnOnce() -> Option<ZoneSalt>,
     ) -> Result<Arc<Programmed>, KeyslotError> {
         let mut slots = self.slots.lock();
-        if let Some((_, key)) = slots.iter().find(|(slot, _)| *slot == id) {
+        if let Some(key) = slots.find(id) {
             self.counters.slot_hits.fetch_add(1, Ordering::Relaxed);
             return Ok(Arc::clone(key));
         }
@@ -189,10 +273,13 @@ impl Keyslots {
         let salt = salt().ok_or(KeyslotError::Erased(id))?;
         let key = Arc::new(self.program(id, &salt)?);
         self.counters.programs.fetch_add(1, Ordering::Relaxed);
-        if slots.len() >= self.capacity {
-            self.evict_idle(&mut slots);
+        if slots.filled.len() >= self.capacity
+            && let Some(place) = slots.idle()
+        {
+            slots.empty(place);
+            self.counters.evictions.fetch_add(1, Ordering::Relaxed);
         }
-        slots.push((id, Arc::clone(&key)));
+        slots.fill(id, Arc::clone(&key));
         Ok(key)
     }
 
@@ -217,27 +304,14 @@ impl Keyslots {
         })
     }
 
-    /// Empties the slot that was idle for longest. There is an idle one: requests hold a key only
-    /// while they encrypt, one a queue, and there are at least as many slots as queues.
-    fn evict_idle(&self, slots: &mut Vec<(KeyId, Arc<Programmed>)>) {
-        let idle = slots
-            .iter()
-            .enumerate()
-            .filter(|(_, (_, key))| Arc::strong_count(key) == 1)
-            .min_by_key(|(_, (_, key))| key.last_use.load(Ordering::Relaxed))
-            .map(|(position, _)| position);
-        if let Some(position) = idle {
-            slots.swap_remove(position);
-            self.counters.evictions.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
     /// Throws out every key of `zone`. Who holds one at this moment keeps it until it is done.
     pub fn evict(&self, zone: ZoneIndex) {
         let mut slots = self.slots.lock();
-        let before = slots.len();
-        slots.retain(|(id, _)| id.zone != zone);
-        let evicted = u64::try_from(before - slots.len()).unwrap_or(u64::MAX);
+        let before = slots.filled.len();
+        while let Some(place) = slots.filled.iter().position(|(id, _)| id.zone == zone) {
+            slots.empty(place);
+        }
+        let evicted = (before - slots.filled.len()) as u64;
         self.counters
             .evictions
             .fetch_add(evicted, Ordering::Relaxed);
@@ -247,7 +321,7 @@ impl Keyslots {
     pub fn stats(&self) -> KeyslotStats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         KeyslotStats {
-            cache_hits: load(&self.counters.cache_hits),
+            cache_hits: self.counters.cache_hits.lock().sum(),
             slot_hits: load(&self.counters.slot_hits),
             programs: load(&self.counters.programs),
             evictions: load(&self.counters.evictions),
@@ -286,7 +360,7 @@ mod tests {
     #[test]
     fn a_second_use_hits_the_cache_and_another_queue_hits_the_slot() {
         let slots = keyslots();
-        let (mut one, mut two) = (KeyCache::default(), KeyCache::default());
+        let (mut one, mut two) = (slots.cache(), slots.cache());
         let first = slots.get(&mut one, id(1, 0), || Some(SALT)).unwrap();
         let again = slots.get(&mut one, id(1, 0), || None).unwrap();
         let other = slots.get(&mut two, id(1, 0), || None).unwrap();
@@ -300,9 +374,24 @@ mod tests {
     }
 
     #[test]
+    fn hits_of_a_cache_that_is_gone_still_count() {
+        let slots = keyslots();
+        for round in 1..4 {
+            let mut cache = slots.cache();
+            for _ in 0..11 {
+                let _ = slots.get(&mut cache, id(1, 0), || Some(SALT)).unwrap();
+            }
+            drop(cache);
+            assert_eq!(slots.stats().cache_hits, round * 10);
+        }
+        let _ = slots.cache();
+        assert_eq!(slots.counters.cache_hits.lock().caches.len(), 1);
+    }
+
+    #[test]
     fn zone_generation_and_salt_each_make_another_key() {
         let slots = keyslots();
-        let mut cache = KeyCache::default();
+        let mut cache = slots.cache();
         let mut block = |id, salt| {
             slots.evict(ZoneIndex(1));
             encrypt(&slots.get(&mut cache, id, || Some(salt)).unwrap())
@@ -321,7 +410,7 @@ mod tests {
     #[test]
     fn an_evicted_key_is_gone_from_every_cache() {
         let slots = keyslots();
-        let mut cache = KeyCache::default();
+        let mut cache = slots.cache();
         drop(slots.get(&mut cache, id(1, 0), || Some(SALT)).unwrap());
         slots.evict(ZoneIndex(1));
         assert!(matches!(
@@ -333,7 +422,7 @@ mod tests {
     #[test]
     fn the_least_recently_used_idle_slot_gives_way() {
         let slots = keyslots();
-        let mut cache = KeyCache::default();
+        let mut cache = slots.cache();
         let count = u32::try_from(MIN_SLOTS).unwrap();
         let held = slots.get(&mut cache, id(0, 0), || Some(SALT)).unwrap();
         for zone in 1..count {
@@ -341,12 +430,8 @@ mod tests {
         }
         let _ = slots.get(&mut cache, id(1, 0), || None).unwrap();
         let _ = slots.get(&mut cache, id(count, 0), || Some(SALT)).unwrap();
-        assert_eq!(slots.slots.lock().len(), MIN_SLOTS);
-        let missing = |zone| {
-            slots
-                .get(&mut KeyCache::default(), id(zone, 0), || None)
-                .is_err()
-        };
+        assert_eq!(slots.slots.lock().filled.len(), MIN_SLOTS);
+        let missing = |zone| slots.get(&mut slots.cache(), id(zone, 0), || None).is_err();
         assert!(missing(2) && !missing(0) && !missing(1));
         drop(held);
     }

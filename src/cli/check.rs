@@ -127,7 +127,12 @@ impl Subject {
             ..
         } = unlocked;
         let records = image::load_records(&medium, &layout, header.geometry(), &record_key)?;
-        let keyslots = Keyslots::new(volume_key, *header.uuid(), header.cipher(), DEFAULT_SLOTS);
+        let keyslots = Keyslots::new(
+            volume_key,
+            *header.uuid(),
+            header.cipher(),
+            DEFAULT_SLOTS.into(),
+        );
         Ok(Self {
             medium,
             header,

@@ -18,6 +18,7 @@ use crate::device::{DeviceOptions, Server, Stop};
 use crate::format::Unlocked;
 use crate::format::image::unlock;
 use crate::geometry::Model;
+use crate::keyslot::DEFAULT_SLOTS;
 use crate::request::{DeviceLimits, SERIAL_LEN};
 use crate::store::{Access, Cache, FileMedium};
 use crate::volume::{DEFAULT_TAG_CACHE, Options, Volume};
@@ -84,7 +85,7 @@ pub(super) struct ServeArgs {
     #[arg(long, value_enum, default_value_t = CacheMode::Direct)]
     pub(super) cache: CacheMode,
     /// Zone keys held ready
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_SLOTS, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(super) keyslots: u16,
     /// Microseconds for which a queue that ran dry is watched, at most, before its worker sleeps: less
     /// latency for a busy guest, nothing while it is idle. 0 never watches

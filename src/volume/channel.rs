@@ -82,6 +82,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         let largest_zone = geometry.zone_capacity_blocks(ZoneIndex(0));
         Ok(Self {
             life,
+            keys: volume.keyslots.cache(),
             volume,
             store,
             queue,
@@ -91,7 +92,6 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             // One place in the store is left for the sync.
             free_pieces: (0..STORE_DEPTH - 1).rev().collect(),
             pool: Pool::new(),
-            keys: KeyCache::default(),
             tags: TagCache::new(tag_cache, largest_zone),
             slot_writer: SlotWriter::default(),
             stretches: Stretches::default(),

@@ -62,7 +62,9 @@ use crate::limit::LogLimit;
 use crate::mutant::Mutant;
 use crate::secret::SecretError;
 use crate::store::Medium;
-use crate::zone::{Epoch, Opening, RecordWrite, Released, Table, Ticket, ZoneInfo, ZoneSalt};
+use crate::zone::{
+    Epoch, Opening, RecordWrite, Released, Settled, Table, Ticket, ZoneInfo, ZoneSalt,
+};
 
 /// Bytes of tag slots kept in memory unless told otherwise: those of 1 GiB of blocks of 4 KiB.
 pub const DEFAULT_TAG_CACHE: usize = 8 << 20;
@@ -122,7 +124,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             queues: 1,
-            keyslots: keyslot::DEFAULT_SLOTS,
+            keyslots: keyslot::DEFAULT_SLOTS.into(),
             read_only: false,
             after_power_cut: false,
             accept_records: false,
@@ -175,7 +177,8 @@ pub struct Volume<M: Medium> {
     keyslots: Keyslots,
     record_key: RecordKey,
     header: Mutex<HeaderState>,
-    record_locks: Vec<Mutex<()>>,
+    /// Held while a zone is settled and its record written; each with memory for what that gives.
+    record_locks: Vec<Mutex<Settled>>,
     mailboxes: Vec<Mailbox>,
     read_only: bool,
     write_cache: AtomicBool,
@@ -258,7 +261,7 @@ impl<M: Medium> Volume<M> {
                 header,
                 key: header_key,
             }),
-            record_locks: (0..RECORD_LOCKS).map(|_| Mutex::new(())).collect(),
+            record_locks: (0..RECORD_LOCKS).map(|_| Mutex::default()).collect(),
             mailboxes: (0..options.queues)
                 .map(|_| Mailbox::new())
                 .collect::<io::Result<_>>()?,
@@ -345,10 +348,10 @@ impl<M: Medium> Volume<M> {
         let Some(lock) = self.record_locks.get(zone.as_usize() % RECORD_LOCKS) else {
             return false;
         };
-        let guard = lock.lock();
-        let mut settled = self.table.settle(zone);
-        let mut ok = match settled.record {
-            Some(order) => self.write_record(zone, &order),
+        let mut settled = lock.lock();
+        self.table.settle_into(zone, &mut settled);
+        let mut ok = match &settled.record {
+            Some(order) => self.write_record(zone, order),
             None => true,
         };
         if settled.fence && self.tagged {
@@ -357,11 +360,9 @@ impl<M: Medium> Volume<M> {
             let order = self.table.fence_record(zone, false);
             ok &= order.is_some_and(|order| self.write_record(zone, &order));
             self.table.end_fence(zone, ok);
-            let freed = self.table.settle(zone);
-            ok &= freed
-                .record
-                .is_none_or(|order| self.write_record(zone, &order));
-            settled.released.extend(freed.released);
+            self.table.settle_into(zone, &mut settled);
+            let freed = settled.record.as_ref();
+            ok &= freed.is_none_or(|order| self.write_record(zone, order));
         }
         if !ok {
             for item in &mut settled.released {
@@ -373,14 +374,13 @@ impl<M: Medium> Volume<M> {
         // Still under the lock, and behind what others released for `own` before: a queue hears of
         // its writes to a zone in write-pointer order, whoever settled them.
         self.take_mail(own, released);
-        for item in settled.released {
+        for item in settled.released.drain(..) {
             if item.ticket().queue == own {
                 released.push(item);
             } else {
                 self.post(item);
             }
         }
-        drop(guard);
         ok
     }
 

@@ -23,7 +23,7 @@ use std::time::Duration;
 use crate::format::Layout;
 use crate::geometry::{BlockRange, Blocks, Geometry, ZoneIndex};
 use crate::integrity::{OpenError, SLOT_LEN, Slot, Stamp};
-use crate::keyslot::{KeyCache, KeyId, KeyRef, Keyslots, MIN_SLOTS};
+use crate::keyslot::{KeyId, KeyRef, Keyslots, MIN_SLOTS};
 use crate::store::{Completion, IoBuf, Medium, Op, Store};
 use crate::zone::{Epoch, Skipped, ZoneRecord};
 
@@ -415,7 +415,7 @@ impl<'a, M: Medium> Scanner<'a, M> {
             generation: record.generation,
         };
         self.keyslots
-            .get(&mut KeyCache::default(), id, || Some(record.salt))
+            .get(&mut self.keyslots.cache(), id, || Some(record.salt))
             .map_err(io::Error::other)
     }
 

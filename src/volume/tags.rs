@@ -18,7 +18,8 @@ use crate::integrity::{SLOT_LEN, Slot};
 use crate::store::Medium;
 
 /// Bytes of a page of slots: what the host reads and caches at least.
-pub(super) const SLOT_PAGE: u64 = 4096;
+pub(super) const SLOT_PAGE: u64 = PAGE as u64;
+const PAGE: usize = 4096;
 /// Slots in a page.
 const SLOTS_PER_PAGE: u64 = SLOT_PAGE / SLOT_LEN as u64;
 /// How many stretches are looked at for one to go on with: a batch of requests is rarely for more
@@ -174,8 +175,8 @@ struct Name {
 #[derive(Debug)]
 pub(super) struct TagCache {
     names: Vec<Option<Name>>,
-    /// Allocated page by page, when first used.
-    pages: Vec<Box<[u8]>>,
+    /// All of them side by side; the host gives memory for those that are used.
+    pages: Vec<u8>,
     pages_per_zone: u64,
     /// Pages that went unused, less those that did not.
     wasted: u32,
@@ -185,10 +186,10 @@ pub(super) struct TagCache {
 impl TagCache {
     /// A cache of at most `bytes` bytes of slots, for zones of up to `blocks` blocks.
     pub(super) fn new(bytes: usize, blocks: Blocks) -> Self {
-        let places = bytes / usize::try_from(SLOT_PAGE).unwrap_or(usize::MAX);
+        let places = bytes / PAGE;
         Self {
             names: vec![None; places],
-            pages: vec![Box::default(); places],
+            pages: vec![0; places * PAGE],
             pages_per_zone: blocks.0.div_ceil(SLOTS_PER_PAGE),
             wasted: 0,
             misses: 0,
@@ -231,14 +232,12 @@ impl TagCache {
                 first: page,
                 count: 1,
             };
-            let stop = this.position(end).min(self.pages[place].len());
-            let part = this.position(first)..stop;
+            let kept = self.pages.get(place * PAGE..(place + 1) * PAGE)?;
+            let part = kept.get(this.position(first)..this.position(end).min(PAGE))?;
             if wanted.count == 1 {
-                return self.pages[place]
-                    .get(part)
-                    .filter(|slots| none_blank(slots));
+                return Some(part).filter(|slots| none_blank(slots));
             }
-            scratch.extend_from_slice(self.pages[place].get(part)?);
+            scratch.extend_from_slice(part);
         }
         Some(scratch.as_slice()).filter(|slots| none_blank(slots))
     }
@@ -273,8 +272,7 @@ impl TagCache {
         range: PageRange,
         pages: &[u8],
     ) {
-        let size = usize::try_from(SLOT_PAGE).unwrap_or(usize::MAX);
-        for (page, bytes) in (range.first..).zip(pages.chunks_exact(size)) {
+        for (page, bytes) in (range.first..).zip(pages.chunks_exact(PAGE)) {
             let id = PageId {
                 zone,
                 generation,
@@ -285,10 +283,7 @@ impl TagCache {
             if before.is_some_and(|name| name.id != id && !name.used) {
                 self.wasted = (self.wasted + 1).min(WASTED * 2);
             }
-            let kept = &mut self.pages[place];
-            if kept.is_empty() {
-                *kept = bytes.into();
-            } else {
+            if let Some(kept) = self.pages.get_mut(place * PAGE..(place + 1) * PAGE) {
                 kept.copy_from_slice(bytes);
             }
         }
@@ -367,8 +362,7 @@ mod tests {
                 let hit = !find(&mut cache, whose, 5, 2).is_empty();
                 assert_eq!(hit, bytes >= 4096, "what was put last is there");
             }
-            let held: usize = cache.pages.iter().map(|page| page.len()).sum();
-            assert!(held <= bytes, "{held} of {bytes}");
+            assert!(cache.pages.len() <= bytes);
         }
     }
 

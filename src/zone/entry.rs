@@ -3,6 +3,7 @@
 use crate::geometry::{Blocks, Generation, Geometry, ZoneIndex};
 use crate::mutant::Mutant;
 
+use super::answer::ReadView;
 use super::line::{Line, Ticket};
 use super::record::{Loaded, RecordPlace};
 use super::recover::{Opening, recover};
@@ -11,6 +12,9 @@ use super::{Epoch, RecordCopy, Skipped, ZoneRecord, ZoneSalt, ZoneState};
 /// Failed writes at one write pointer after which a zone turns read-only: the medium will not
 /// take that place, and a guest that retries for ever gains nothing.
 const MAX_FAILURES_AT_ONE_PLACE: u8 = 3;
+
+/// How far the data of a conventional zone goes: nobody counts there.
+const EVERYTHING: Blocks = Blocks(u64::MAX >> 1);
 
 #[derive(Debug)]
 pub(super) struct Zone {
@@ -57,6 +61,20 @@ impl Zone {
             leftovers: self.leftovers,
             salt: self.salt,
         }
+    }
+
+    /// What a read needs to know; `None` if the zone cannot be read.
+    pub(super) fn view(&self) -> Option<ReadView> {
+        let written = match self.state {
+            ZoneState::Offline => return None,
+            ZoneState::NotWritePointer => EVERYTHING,
+            _ => self.written,
+        };
+        let generation = self.generation;
+        Some(ReadView {
+            generation,
+            written,
+        })
     }
 
     pub(super) fn line(&mut self) -> &mut Line {

@@ -26,6 +26,7 @@ mod state;
 mod table;
 #[cfg(test)]
 mod tests;
+mod view;
 
 pub use answer::{Admission, Finished, FlushMark, Grant, ReadView, Settled};
 pub use line::{Released, Ticket};

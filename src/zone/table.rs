@@ -11,6 +11,7 @@ use super::line::{Released, Ticket};
 use super::record::{Loaded, RecordWrite};
 use super::recover::{Opening, switched_off};
 use super::resources::Resources;
+use super::view::Views;
 use super::{Epoch, Skipped, ZoneError, ZoneInfo, ZoneRecord, ZoneSalt, ZoneState};
 
 #[derive(Debug)]
@@ -132,6 +133,8 @@ impl Inner {
 pub struct Table {
     geometry: Geometry,
     inner: Mutex<Inner>,
+    /// What `inner` says to readers, who come without its lock.
+    views: Views,
 }
 
 impl Table {
@@ -158,9 +161,18 @@ impl Table {
             inner.zones.push(zone);
         }
         inner.enforce_limits(&geometry);
+        let views = Views::new(inner.zones.iter().map(Zone::view));
         Self {
             geometry,
             inner: Mutex::new(inner),
+            views,
+        }
+    }
+
+    /// Shows readers what changed for them.
+    fn show(&self, inner: &Inner, index: ZoneIndex) {
+        if let Some(zone) = inner.zones.get(index.as_usize()) {
+            self.views.set(index, zone.view());
         }
     }
 
@@ -185,21 +197,15 @@ impl Table {
         (inner.resources.open_count(), inner.resources.active_count())
     }
 
-    /// Admits a read: how far data goes, and under which key.
+    /// Admits a read: how far data goes, and under which key. Takes no lock.
     pub fn admit_read(&self, index: ZoneIndex) -> Result<ReadView, ZoneError> {
-        let mut inner = self.inner.lock();
-        let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
-        match zone.state {
-            ZoneState::Offline => Err(ZoneError::InvalidCommand),
-            ZoneState::NotWritePointer => Ok(ReadView {
-                generation: zone.generation,
-                written: self.geometry.zone_capacity_blocks(index),
-            }),
-            _ => Ok(ReadView {
-                generation: zone.generation,
-                written: zone.written,
-            }),
+        let view = self.views.get(index).ok_or(ZoneError::InvalidCommand)?;
+        if cfg!(debug_assertions) {
+            let inner = self.inner.lock();
+            let zone = inner.zones.get(index.as_usize()).map(Zone::view);
+            debug_assert_eq!(self.views.get(index), zone, "{index} was not shown");
         }
+        view.ok_or(ZoneError::InvalidCommand)
     }
 
     /// The salt of a zone, if `generation` is still the one that counts.
@@ -274,6 +280,9 @@ impl Table {
         }
         let (generation, skipped) = (zone.generation, zone.skipped);
         let number = zone.line().join(end, ticket);
+        if Mutant::RecordBeforeData.is_on() {
+            self.show(&inner, index);
+        }
         Ok(Admission::Granted(Grant {
             zone: index,
             start,
@@ -300,30 +309,37 @@ impl Table {
     /// Releases what is over in a zone, in write-pointer order, and says which record must be on
     /// its way first. Calls for one zone, and the record writes they order, must not overlap.
     pub fn settle(&self, index: ZoneIndex) -> Settled {
-        let capacity = self.geometry.zone_capacity_blocks(index);
         let mut settled = Settled::default();
+        self.settle_into(index, &mut settled);
+        settled
+    }
+
+    /// [`Table::settle`] into memory that is at hand: adds to who is to be told, replaces the rest.
+    pub fn settle_into(&self, index: ZoneIndex, settled: &mut Settled) {
+        let capacity = self.geometry.zone_capacity_blocks(index);
+        (settled.record, settled.fence) = (None, false);
+        let released = &mut settled.released;
         let mut inner = self.inner.lock();
         let Some(zone) = inner.zone(index) else {
-            return settled;
+            return;
         };
         let mut state = zone.state;
         if let Some(mut line) = zone.line.take() {
             while let Some((end, ticket)) = line.pop_done() {
                 if state == ZoneState::ReadOnly {
-                    let failed = Released::Write(ticket, Err(ZoneError::Failed));
-                    settled.released.push(failed);
+                    released.push(Released::Write(ticket, Err(ZoneError::Failed)));
                     continue;
                 }
                 zone.written = end;
                 zone.touched = true;
-                settled.released.push(Released::Write(ticket, Ok(())));
+                released.push(Released::Write(ticket, Ok(())));
             }
-            if line.pop_failed(&mut settled.released) {
+            if line.pop_failed(released) {
                 state = fall_back(zone);
                 settled.fence = zone.fence.is_some();
             }
             if line.is_empty() && !zone.is_held() {
-                line.unpark(index, &mut settled.released);
+                line.unpark(index, released);
             }
             zone.line = Some(line);
         }
@@ -337,7 +353,7 @@ impl Table {
         if inner.zone(index).is_some_and(|zone| zone.touched) {
             settled.record = inner.next_record(index);
         }
-        settled
+        self.show(&inner, index);
     }
 
     /// The record of a zone that fell back, in which its counters are skipped; for a disk with tags
@@ -542,6 +558,7 @@ impl Table {
         zone.failures = (Blocks(0), 0);
         zone.touched = true;
         inner.set_state(index, ZoneState::Empty);
+        self.show(&inner, index);
     }
 
     /// Has a zone's record written again, to its other copy: the first is durable, and the other

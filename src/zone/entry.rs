@@ -31,6 +31,8 @@ pub(super) struct Zone {
     pub(super) leftovers: bool,
     pub(super) salt: ZoneSalt,
     pub(super) place: RecordPlace,
+    /// The record on disk may say that it is active.
+    pub(super) recorded_active: bool,
     /// The record on disk is older than this.
     pub(super) touched: bool,
     /// In `Inner::undurable`.
@@ -79,6 +81,11 @@ impl Zone {
 
     pub(super) fn line(&mut self) -> &mut Line {
         self.line.get_or_insert_with(Box::default)
+    }
+
+    /// It is not active any more, and its record does not say so yet.
+    pub(super) fn lingers(&self) -> bool {
+        self.recorded_active && !self.state.is_active()
     }
 
     /// Nothing in flight.
@@ -166,6 +173,7 @@ pub(super) fn load_zone(
         leftovers: record.leftovers,
         salt: record.salt,
         place: RecordPlace::loaded(loaded.sequence, loaded.copy, loaded.mirrored),
+        recorded_active: record.state.is_active(),
         touched: record != loaded.record,
         listed: false,
         exclusive: false,

@@ -10,6 +10,9 @@ pub(super) struct Resources {
     max_open: u32,
     max_active: u32,
     active: u32,
+    /// Zones that are not active any more, but whose records on disk still say so. Nobody gets their
+    /// slots: after a kill more zones would be active than may be, and one would have to be finished.
+    lingering: u32,
     /// Every open zone, in no order; searched only when a slot must be freed.
     open: Vec<ZoneIndex>,
 }
@@ -20,6 +23,7 @@ impl Resources {
             max_open,
             max_active,
             active: 0,
+            lingering: 0,
             open: Vec::new(),
         }
     }
@@ -40,9 +44,15 @@ impl Resources {
         }
     }
 
+    /// Books that a zone begins or ceases to linger.
+    pub(super) fn change_lingering(&mut self, from: bool, to: bool) {
+        self.lingering -= u32::from(from);
+        self.lingering += u32::from(to);
+    }
+
     /// No zone more may become active.
     pub(super) fn active_full(&self) -> bool {
-        self.max_active != 0 && self.active >= self.max_active
+        self.max_active != 0 && self.active + self.lingering >= self.max_active
     }
 
     /// No zone more may become open.

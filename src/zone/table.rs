@@ -34,9 +34,11 @@ impl Inner {
             return;
         };
         if zone.state != to {
+            let lingered = zone.lingers();
             self.resources.change(index, zone.state, to);
             zone.state = to;
             zone.touched = true;
+            self.resources.change_lingering(lingered, zone.lingers());
         }
     }
 
@@ -79,24 +81,31 @@ impl Inner {
         }
     }
 
-    /// Brings a recovered disk under its limits: first by closing, then by finishing.
+    /// Brings a recovered disk under its limits: first by closing, then by finishing, which keeps all that
+    /// zones hold. More can be active only after a power cut that took what made room for another zone, as
+    /// the end of one that was full, while tags prove what was then written to the other. So the one with
+    /// the least room left is finished first.
     fn enforce_limits(&mut self, geometry: &Geometry) {
         while self.resources.open_exceeded() {
-            let Some(&index) = self.resources.open_zones().last() else {
+            let explicit = self.resources.open_zones().last().copied();
+            let Some(index) = self.least_recently_used().or(explicit) else {
                 return;
             };
             self.set_state(index, self.closed_state_of(index));
         }
-        for index in geometry.all_zones() {
-            if !self.resources.active_exceeded() {
+        while self.resources.active_exceeded() {
+            let zones = geometry.all_zones().zip(&self.zones);
+            let closed = zones.filter(|(_, zone)| zone.state == ZoneState::Closed);
+            let room = |&(index, zone): &(ZoneIndex, &Zone)| {
+                geometry.zone_capacity_blocks(index).0 - zone.reserved.0
+            };
+            let Some((index, _)) = closed.min_by_key(room) else {
                 return;
-            }
-            if let Some(zone) = self.zone(index)
-                && zone.state == ZoneState::Closed
-            {
+            };
+            if let Some(zone) = self.zone(index) {
                 zone.reserved = geometry.zone_capacity_blocks(index);
-                self.set_state(index, ZoneState::Full);
             }
+            self.set_state(index, ZoneState::Full);
         }
     }
 
@@ -122,6 +131,7 @@ impl Inner {
         let zone = self.zone(index)?;
         zone.touched = false;
         let record = zone.record();
+        zone.recorded_active |= record.state.is_active();
         let write = zone.place.advance(record);
         self.list_undurable(index);
         Some(write)
@@ -700,9 +710,15 @@ impl Table {
 
     /// The record that [`Table::settle`] ordered is written.
     pub fn record_written(&self, index: ZoneIndex, write: &RecordWrite) {
-        if let Some(zone) = self.inner.lock().zone(index) {
-            zone.place.written(write.sequence);
-        }
+        let mut inner = self.inner.lock();
+        let Some(zone) = inner.zone(index) else {
+            return;
+        };
+        zone.place.written(write.sequence);
+        let lingered = zone.lingers();
+        zone.recorded_active = write.record.state.is_active();
+        let lingers = zone.lingers();
+        inner.resources.change_lingering(lingered, lingers);
     }
 
     /// A [`Released::Retry`] has begun again, whatever came of it; [`Table::settle`] then frees

@@ -473,6 +473,54 @@ fn recovery_never_leaves_more_zones_active_than_promised() {
 }
 
 #[test]
+fn a_recovery_finishes_the_zones_that_are_nearest_to_full() {
+    let records = (0..8).map(|zone| match zone {
+        0 => loaded(ZoneState::NotWritePointer, 0),
+        3 | 6 => loaded(ZoneState::Closed, CAPACITY - 1),
+        _ => loaded(ZoneState::Closed, 2),
+    });
+    let table = Table::new(geometry(), records.collect(), Opening::PowerCut, Epoch(2));
+    let full = |zone: &u32| state(&table, *zone) == ZoneState::Full;
+    assert_eq!((1..8).filter(full).collect::<Vec<_>>(), [1, 3, 6]);
+}
+
+#[test]
+fn a_recovery_closes_explicitly_open_zones_last() {
+    let records = (0..8).map(|zone| match zone {
+        0 => loaded(ZoneState::NotWritePointer, 0),
+        1 | 2 => loaded(ZoneState::ImplicitOpen, 2),
+        3 => loaded(ZoneState::ExplicitOpen, 2),
+        _ => loaded(ZoneState::Empty, 0),
+    });
+    let table = Table::new(geometry(), records.collect(), Opening::Killed, Epoch(2));
+    assert_eq!(state(&table, 3), ZoneState::ExplicitOpen);
+    assert_eq!(table.resources(), (2, 3));
+}
+
+#[test]
+fn an_active_slot_is_free_once_the_record_says_so() {
+    let table = fresh();
+    for zone in 1..=4 {
+        write(&table, zone, 1);
+    }
+    let _ = granted(table.finish(ZoneIndex(1), ticket(0)));
+    assert_eq!(refused(&table, 5, None, 1), ZoneError::ActiveResource);
+    settle(&table, 1);
+    write(&table, 5, 1);
+    // On record before a write of it is over.
+    assert!(granted(table.begin_reset(ZoneIndex(2), ticket(0))));
+    table.apply_reset(ZoneIndex(2), ZoneSalt([9; 32]));
+    assert_eq!(refused(&table, 6, None, 1), ZoneError::ActiveResource);
+    settle(&table, 2);
+    table.end_reset(ZoneIndex(2), true);
+    let flying = grant(&table, 2, 1, 0);
+    assert_eq!(refused(&table, 6, None, 1), ZoneError::ActiveResource);
+    table.complete(flying, true);
+    settle(&table, 2);
+    assert_eq!(table.resources().1, 4);
+}
+
+#[test]
 fn a_zone_without_a_record_is_offline() {
     let table = Table::new(geometry(), vec![], Opening::Clean, Epoch(1));
     assert_eq!(state(&table, 3), ZoneState::Offline);

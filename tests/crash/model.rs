@@ -137,6 +137,10 @@ impl Zone {
         self.blocks.is_empty() && self.finish == Finish::No
     }
 
+    fn may_be_finished(&self) -> bool {
+        self.finish != Finish::No || self.finishing > 0
+    }
+
     /// In front of this nothing is written but after a reset.
     fn floor(&self) -> u64 {
         match self.finish {
@@ -340,6 +344,7 @@ pub(crate) struct Model {
     capacity: u64,
     max_open: u32,
     max_active: u32,
+    tagged: bool,
     zones: Vec<Zone>,
     submitted: BTreeMap<u64, Submitted>,
     write_cache: bool,
@@ -354,6 +359,7 @@ impl Model {
             capacity: shape.capacity,
             max_open: shape.max_open,
             max_active: shape.max_active,
+            tagged: shape.tagged(),
             zones: (0..shape.zones).map(|_| Zone::new(0)).collect(),
             submitted: BTreeMap::new(),
             write_cache: true,
@@ -608,15 +614,40 @@ impl Model {
                 self.max_active
             ));
         }
-        // A recovery that finds more active zones than may be finishes some. After errors there may have been more at an
-        // opening of which nothing is known.
-        let full_house = self.faults || count(&active) == self.max_active as usize;
-        let crowded = self.max_active != 0 && full_house;
+        let crowded = self.was_crowded(seen, end, count(&active))?;
         for (index, (zone, seen)) in self.zones.iter().zip(seen).enumerate() {
             self.judge_zone(index, zone, seen, end, crowded)
                 .map_err(|why| format!("zone {index}, {end:?}: {why}"))?;
         }
         Ok(())
+    }
+
+    /// Whether a recovery may have finished zones, because one more would have been active than may be: after a cut that
+    /// took the end of a zone that was full, or its FINISH or RESET on its way, while tags prove what was then written
+    /// instead. That is not flushed, or the end of the first would be too; so zones that hold what is flushed are never
+    /// too many.
+    fn was_crowded(&self, seen: &[Seen], end: End, active: usize) -> Result<bool, String> {
+        let limit = self.max_active as usize;
+        if limit == 0 || !self.tagged || !matches!(end, End::Cut | End::Doubted) {
+            return Ok(false);
+        }
+        let sealed = |zone: &Zone, seen: &Seen| {
+            let early = (1..self.capacity).contains(&(seen.blocks.len() as u64));
+            early && seen.state == ZoneState::Full && !zone.vague && !zone.may_be_finished()
+        };
+        let zones = || self.zones.iter().zip(seen);
+        let flushed = zones().filter(|(zone, seen)| {
+            let known = !zone.vague && zone.resetting == 0 && zone.durable > 0;
+            known && (seen.state.is_active() || sealed(zone, seen))
+        });
+        let flushed = flushed.count();
+        if flushed > limit {
+            return Err(format!(
+                "{flushed} zones that were flushed are active or were finished, the limit is {limit}"
+            ));
+        }
+        // And no more of them are finished than must be.
+        Ok(active == limit && zones().any(|(zone, seen)| sealed(zone, seen)))
     }
 
     fn judge_zone(
@@ -658,10 +689,12 @@ impl Model {
             End::Killed | End::Clean => zone.end(),
         };
         zone.judge_content(seen, must)?;
-        let finish = zone.finish != Finish::No || zone.finishing > 0;
+        let crowded = crowded && !seen.blocks.is_empty();
         let must_be_full = zone.finish == Finish::Done;
         let closed_for_good = matches!(seen.state, ZoneState::Full | ZoneState::ReadOnly);
-        if self.fits(seen, end, finish || crowded) && (closed_for_good || !must_be_full) {
+        if self.fits(seen, end, zone.may_be_finished() || crowded)
+            && (closed_for_good || !must_be_full)
+        {
             Ok(())
         } else {
             let (state, written) = (seen.state, seen.blocks.len());

@@ -532,3 +532,33 @@ fn a_reset_erases_what_a_killed_first_write_left() {
         assert!(disk.record(1).salt != before.salt, "same key after RESET");
     }
 }
+
+/// A zone that made room for others is empty in memory and still open on record, another took its slot,
+/// and a kill: one zone more is active on record than may be, and a third was finished, which nobody asked for.
+#[test]
+fn a_kill_finishes_no_zone() {
+    for cipher in [Cipher::Aes256Xts, Cipher::Aes256Gcm] {
+        let mut disk = tagged(cipher);
+        (1..=4).for_each(|zone| _ = disk.append(zone, &blocks(1, 2)));
+        let control = disk.medium.control();
+        control.hold(&[Kind::Write]);
+        let _ = disk.start(0, Command::Append(ZoneIndex(5), BLOCK), blocks(9, 1));
+        disk.poll();
+        let mut disk = Disk::open(disk.killed());
+        assert_eq!(disk.state(5), ZoneState::ImplicitOpen, "it holds nothing");
+        (3..=4).for_each(|zone| _ = disk.append(zone, &blocks(2, 1)));
+        // Closes zone 5 on a queue that does not come to write its record.
+        let _ = disk.start(1, Command::Append(ZoneIndex(1), BLOCK), blocks(3, 1));
+        assert_eq!(disk.state(5), ZoneState::Empty);
+        let sixth = Command::Append(ZoneIndex(6), BLOCK);
+        let _ = disk.start(0, sixth, blocks(4, 1));
+        let Disk { channels, done, .. } = &mut disk;
+        channels[0].poll(done);
+        let after = Disk::open(disk.medium.control().kill());
+        let full = |&zone: &u32| after.state(zone) == ZoneState::Full;
+        assert_eq!((1..8).find(full), None, "{cipher}");
+        // The slot is free once the record is written.
+        disk.poll();
+        assert_eq!(disk.status(sixth), Status::Ok);
+    }
+}

@@ -83,8 +83,8 @@ impl Inner {
 
     /// Brings a recovered disk under its limits: first by closing, then by finishing, which keeps all that
     /// zones hold. More can be active only after a power cut that took what made room for another zone, as
-    /// the end of one that was full, while tags prove what was then written to the other. So the one with
-    /// the least room left is finished first.
+    /// the end of one that was full, and left what was then written to the other, neither of them flushed.
+    /// So the one with the least room left is finished first.
     fn enforce_limits(&mut self, geometry: &Geometry) {
         while self.resources.open_exceeded() {
             let explicit = self.resources.open_zones().last().copied();

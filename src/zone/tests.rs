@@ -507,7 +507,7 @@ fn an_active_slot_is_free_once_the_record_says_so() {
     assert_eq!(refused(&table, 5, None, 1), ZoneError::ActiveResource);
     settle(&table, 1);
     write(&table, 5, 1);
-    // On record before a write of it is over.
+    // Who comes back to the zone it gave up takes one slot, not two.
     assert!(granted(table.begin_reset(ZoneIndex(2), ticket(0))));
     table.apply_reset(ZoneIndex(2), ZoneSalt([9; 32]));
     assert_eq!(refused(&table, 6, None, 1), ZoneError::ActiveResource);

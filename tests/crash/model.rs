@@ -344,7 +344,6 @@ pub(crate) struct Model {
     capacity: u64,
     max_open: u32,
     max_active: u32,
-    tagged: bool,
     zones: Vec<Zone>,
     submitted: BTreeMap<u64, Submitted>,
     write_cache: bool,
@@ -359,7 +358,6 @@ impl Model {
             capacity: shape.capacity,
             max_open: shape.max_open,
             max_active: shape.max_active,
-            tagged: shape.tagged(),
             zones: (0..shape.zones).map(|_| Zone::new(0)).collect(),
             submitted: BTreeMap::new(),
             write_cache: true,
@@ -623,12 +621,11 @@ impl Model {
     }
 
     /// Whether a recovery may have finished zones, because one more would have been active than may be: after a cut that
-    /// took the end of a zone that was full, or its FINISH or RESET on its way, while tags prove what was then written
-    /// instead. That is not flushed, or the end of the first would be too; so zones that hold what is flushed are never
-    /// too many.
+    /// took the end of a zone that was full, or its FINISH or RESET on its way, and left what was then written instead.
+    /// That is not flushed, or the end of the first would be too: zones that hold what is flushed are never too many.
     fn was_crowded(&self, seen: &[Seen], end: End, active: usize) -> Result<bool, String> {
         let limit = self.max_active as usize;
-        if limit == 0 || !self.tagged || !matches!(end, End::Cut | End::Doubted) {
+        if limit == 0 || !matches!(end, End::Cut | End::Doubted) {
             return Ok(false);
         }
         let sealed = |zone: &Zone, seen: &Seen| {

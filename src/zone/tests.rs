@@ -505,18 +505,18 @@ fn an_active_slot_is_free_once_the_record_says_so() {
     }
     let _ = granted(table.finish(ZoneIndex(1), ticket(0)));
     assert_eq!(refused(&table, 5, None, 1), ZoneError::ActiveResource);
-    settle(&table, 1);
+    let _ = settle(&table, 1);
     write(&table, 5, 1);
     // Who comes back to the zone it gave up takes one slot, not two.
     assert!(granted(table.begin_reset(ZoneIndex(2), ticket(0))));
     table.apply_reset(ZoneIndex(2), ZoneSalt([9; 32]));
     assert_eq!(refused(&table, 6, None, 1), ZoneError::ActiveResource);
-    settle(&table, 2);
+    let _ = settle(&table, 2);
     table.end_reset(ZoneIndex(2), true);
     let flying = grant(&table, 2, 1, 0);
     assert_eq!(refused(&table, 6, None, 1), ZoneError::ActiveResource);
     table.complete(flying, true);
-    settle(&table, 2);
+    let _ = settle(&table, 2);
     assert_eq!(table.resources().1, 4);
 }
 

@@ -34,7 +34,7 @@ const QUEUE_SIZES: [u16; 2] = [16, 1024];
 const MAX_TAG_CACHE: usize = 8 << 30;
 
 /// How long a queue is watched unless told otherwise, in microseconds.
-const DEFAULT_POLL_US: u32 = 50;
+const DEFAULT_POLL_US: u32 = 100;
 /// Longest watch: beyond a hundredth of a second a spinning core is no latency saved.
 const MAX_POLL_US: i64 = 10_000;
 

@@ -29,6 +29,7 @@ mod now;
 mod op;
 mod piece;
 mod pool;
+mod prefetch;
 pub mod scan;
 mod session;
 mod stretch;

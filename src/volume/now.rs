@@ -73,12 +73,15 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         data: &mut [u8],
     ) -> Option<Result<(), Status>> {
         if self.volume.tagged {
-            read.slots = self.slots_now(zone, read)?;
+            self.tags.prefetch((zone, read.generation), read.first);
         }
         let into_zone = self.volume.geometry().block_bytes(read.first);
         let offset = self.volume.layout.data_offset(zone) + into_zone;
         if let Err(e) = self.store.read_now(Part::Data, offset, data)? {
             return Some(Err(say_io_error(zone, &e)));
+        }
+        if self.volume.tagged {
+            read.slots = self.slots_now(zone, read)?;
         }
         match self.deliver(id, zone, read, data) {
             Ok(()) => Some(Ok(())),

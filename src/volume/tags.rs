@@ -17,6 +17,8 @@ use crate::geometry::{Blocks, Generation, ZoneIndex};
 use crate::integrity::{SLOT_LEN, Slot};
 use crate::store::Medium;
 
+use super::prefetch::prefetch;
+
 /// Bytes of a page of slots: what the host reads and caches at least.
 pub(super) const SLOT_PAGE: u64 = PAGE as u64;
 const PAGE: usize = 4096;
@@ -202,6 +204,25 @@ impl TagCache {
         number
             .checked_rem(places)
             .and_then(|place| usize::try_from(place).ok())
+    }
+
+    /// Begins to fetch what [`TagCache::get`] will look at first.
+    pub(super) fn prefetch(&self, (zone, generation): (ZoneIndex, Generation), first: Blocks) {
+        let PageRange { first: page, .. } = PageRange::of(first, Blocks(1));
+        let id = PageId {
+            zone,
+            generation,
+            page,
+        };
+        let range = PageRange {
+            first: page,
+            count: 1,
+        };
+        if let Some(place) = self.place(id)
+            && let Some(slots) = self.pages.get(place * PAGE + range.position(first)..)
+        {
+            prefetch(slots);
+        }
     }
 
     /// The slots of `count` blocks of `zone` from `first` on, if all of them are here and none is of a

@@ -4,8 +4,8 @@
 //! what has it. Each kind of request is worked off until every buffer, table and vector has the size it needs, and
 //! then a thousand times more, counted. A test that fails names the places.
 //!
-//! Not here: the first use of a zone (its key), zone management, and flushes, each of which lists anew who waits for it and
-//! which zones it covers, beside a sync of the medium that takes longer by far.
+//! Not here: the first use of a zone (its key), zone management, and flushes, each of which lists anew who waits for it
+//! and which zones it covers, beside a sync of the medium that takes longer by far.
 #![expect(
     unsafe_code,
     reason = "an allocator that counts implements an unsafe trait; memfd_create has no safe call"

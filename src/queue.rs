@@ -32,10 +32,12 @@ use crate::zone::ZoneInfo;
 pub use poll::PollWindow;
 use ring::{RingError, Rings};
 
-/// Most chains taken from the ring in one pass: answers go out between passes, and the guest works on
-/// them while the next batch is. Smaller ones cost more notifications, larger ones let the two wait
-/// for each other.
-const BATCH: usize = 16;
+/// Most chains taken from the ring in one pass. Writes of a pass share records, slots and system calls,
+/// so the more the better; it bounds how long the first of them waits for the last.
+const BATCH: usize = 64;
+/// Answers that are enough to end a pass: the guest works on them while the next pass is under way.
+/// Fewer cost more notifications, more let the two wait for each other.
+const ANSWERS: usize = 16;
 /// Zones encoded at once while the zone table is locked.
 const REPORT_BATCH: usize = 64;
 
@@ -300,6 +302,13 @@ impl<M: Medium> Worker<M> {
             }
             if self.broken {
                 return taken;
+            }
+            if self
+                .channel
+                .as_ref()
+                .is_some_and(|channel| channel.finished() >= ANSWERS)
+            {
+                break;
             }
         }
         taken.more = true;

@@ -126,6 +126,11 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             && self.fences.is_idle()
     }
 
+    /// Operations that ended as soon as they were started; [`Channel::poll`] hands them over.
+    pub fn finished(&self) -> usize {
+        self.done.len()
+    }
+
     /// Whether [`Channel::poll`] would find something that ended meanwhile; cheap enough to be asked
     /// over and over. (What other queues leave for this one has an event of its own.)
     pub fn is_ready(&mut self) -> bool {

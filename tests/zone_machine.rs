@@ -20,7 +20,7 @@ mod tests {
     use zonevault::geometry::{Blocks, Generation, Geometry, GeometrySpec, Model, ZoneIndex};
     use zonevault::request::{encode_zone, report_header};
     use zonevault::zone::{
-        Admission, Epoch, Loaded, Opening, RecordCopy, Skipped, Table, Ticket, ZoneError,
+        Admission, Epoch, Loaded, Opening, RecordCopy, Released, Skipped, Table, Ticket, ZoneError,
         ZoneRecord, ZoneSalt, ZoneState,
     };
 
@@ -119,7 +119,7 @@ mod tests {
         let start = grant.as_ref().map_or(0, |grant| grant.start.0);
         if let Some(grant) = grant {
             table.complete(grant, true);
-            let released = table.settle(zone).released;
+            let released = settle(table, zone);
             assert_eq!(released.len(), 1, "the only write of its line is released");
         }
         (code, start)
@@ -129,11 +129,28 @@ mod tests {
         for zone in zones {
             table.apply_reset(zone, ZoneSalt([1; 32]));
             table.end_reset(zone, true);
-            let _ = table.settle(zone);
+            let _ = settle(table, zone);
         }
     }
 
+    /// Settles a zone, and has its record written as the disk does before it tells anyone.
+    fn settle(table: &Table, zone: ZoneIndex) -> Vec<Released> {
+        let settled = table.settle(zone);
+        if let Some(order) = &settled.record {
+            table.record_written(zone, order);
+        }
+        settled.released
+    }
+
+    /// One request from its beginning to its acknowledgement.
     fn step(table: &Table, model: &mut model::Model, command: &Command) {
+        begin(table, model, command);
+        for zone in table.touched() {
+            let _ = settle(table, zone);
+        }
+    }
+
+    fn begin(table: &Table, model: &mut model::Model, command: &Command) {
         let zones = table.geometry().zones();
         let of = |zone: u32| {
             (

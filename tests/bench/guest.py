@@ -1,4 +1,8 @@
-"""From the lines that tests/guest/in/bench.sh printed: the table, and the same as JSON."""
+"""From the lines that tests/guest/in/bench.sh printed: the table, and the same as JSON.
+
+What else a machine does comes and goes, and an emulated processor feels it twice. Disks are therefore compared within
+a round, seconds apart, and of the rounds' ratios the median counts.
+"""
 
 import argparse
 import json
@@ -23,38 +27,37 @@ WARNING = "The guest's processor is emulated (TCG): the figures say nothing, the
 
 
 def cells(lines):
-    """Workload -> disk -> figures, each the median, the least and the greatest."""
+    """Workload -> disk -> figure -> its value in each round."""
     found = {}
     for line in lines:
         match line.split():
             case ["cell", workload, _, disk, kib_s, iops]:
-                rounds = found.setdefault(workload, {}).setdefault(disk, [])
-                rounds.append({"iops": float(iops), "mib_s": float(kib_s) / 1024})
-    return {
-        workload: {
-            disk: {
-                key: [statistics.median(values), min(values), max(values)]
-                for key in ("iops", "mib_s")
-                for values in [[one[key] for one in rounds]]
-            }
-            for disk, rounds in disks.items()
-        }
-        for workload, disks in found.items()
-    }
+                figures = found.setdefault(workload, {}).setdefault(disk, {"iops": [], "mib_s": []})
+                figures["iops"].append(float(iops))
+                figures["mib_s"].append(float(kib_s) / 1024)
+    return found
+
+
+def spread(values):
+    return [statistics.median(values), min(values), max(values)]
 
 
 def ratios(disks):
-    """Each of ours to the faster of the peers."""
-    best = max(disks[name]["iops"][0] for name in PEERS)
-    return {name: disks[name]["iops"][0] / best for name in OURS if name in disks}
+    """Each of ours to the peer that is the faster: median, least and greatest of the rounds."""
+    best = max((disks[name]["iops"] for name in PEERS), key=statistics.median)
+    return {
+        name: spread([ours / peer for ours, peer in zip(disks[name]["iops"], best, strict=True)])
+        for name in OURS
+        if name in disks
+    }
 
 
 def shown(disks, name, workload):
     if name not in disks:
         return "–"
-    if workload in LARGE:
-        return f"{report.spread(disks[name]['mib_s'], 1, 0)} MiB/s"
-    return f"{report.spread(disks[name]['iops'], 1000, 1)} kIOPS, {disks[name]['mib_s'][0]:.0f} MiB/s"
+    mib_s = statistics.median(disks[name]["mib_s"])
+    iops = statistics.median(disks[name]["iops"]) / 1000
+    return f"{mib_s:.0f} MiB/s, {iops:.1f} kIOPS" if workload in LARGE else f"{iops:.1f} kIOPS, {mib_s:.0f} MiB/s"
 
 
 def table(figures):
@@ -63,7 +66,7 @@ def table(figures):
     for workload, disks in figures.items():
         ratio = ratios(disks)
         row = [shown(disks, name, workload) for name in (*OURS, *PEERS)]
-        row += [f"**{ratio[name]:.2f}**" if name in ratio else "–" for name in OURS]
+        row += ["{:.2f} ({:.2f}–{:.2f})".format(*ratio[name]) if name in ratio else "–" for name in OURS]
         rows.append([TITLES[workload], *row])
     return report.table(header, rows)
 

@@ -27,11 +27,11 @@ use crate::zone::ZoneSalt;
 /// Slots of a disk unless told otherwise: reads at random go to many zones, and a key that has no slot
 /// takes longer to derive than the block to read. These are the keys of 64 GiB in zones of 64 MiB, in
 /// about 1 MiB.
-pub const DEFAULT_SLOTS: u16 = 1024;
+pub const DEFAULT_SLOTS: u32 = 1024;
 /// Fewest slots: one for each queue there can be, so that a request never waits for one.
 pub const MIN_SLOTS: usize = 16;
-/// Most slots: bounds the memory that holds keys to a few MiB.
-pub const MAX_SLOTS: usize = 4096;
+/// Most slots: bounds the memory that holds keys to about 64 MiB, one for each zone of a large disk.
+pub const MAX_SLOTS: usize = 65_536;
 /// Entries of a queue's cache.
 const CACHE_ENTRIES: usize = 1024;
 /// Slots among which the one to be emptied is looked for, which bounds a miss; the search goes on from

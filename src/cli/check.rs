@@ -131,7 +131,7 @@ impl Subject {
             volume_key,
             *header.uuid(),
             header.cipher(),
-            DEFAULT_SLOTS.into(),
+            DEFAULT_SLOTS as usize,
         );
         Ok(Self {
             medium,

@@ -85,8 +85,8 @@ pub(super) struct ServeArgs {
     #[arg(long, value_enum, default_value_t = CacheMode::Direct)]
     pub(super) cache: CacheMode,
     /// Zone keys held ready
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_SLOTS, value_parser = clap::value_parser!(u16).range(1..=4096))]
-    pub(super) keyslots: u16,
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_SLOTS, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(super) keyslots: u32,
     /// Microseconds for which a queue that ran dry is watched, at most, before its worker sleeps: less
     /// latency for a busy guest, nothing while it is idle. 0 never watches
     #[arg(long, value_name = "US", default_value_t = DEFAULT_POLL_US, value_parser = clap::value_parser!(u32).range(0..=MAX_POLL_US))]
@@ -223,7 +223,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     let mut server = Server::bind(&args.socket)?;
     let options = Options {
         queues: args.queues,
-        keyslots: usize::from(args.keyslots),
+        keyslots: args.keyslots as usize,
         read_only: args.read_only,
         after_power_cut: args.opening.after_power_cut,
         accept_records: args.opening.accept_records,

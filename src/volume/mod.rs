@@ -125,7 +125,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             queues: 1,
-            keyslots: keyslot::DEFAULT_SLOTS.into(),
+            keyslots: keyslot::DEFAULT_SLOTS as usize,
             read_only: false,
             after_power_cut: false,
             accept_records: false,

@@ -123,7 +123,7 @@ mod tests {
     const fn rounds(cache: Cache) -> usize {
         match cache {
             Cache::Writeback => 1,
-            Cache::Direct => 3,
+            Cache::Direct => 12,
         }
     }
 

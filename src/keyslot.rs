@@ -85,9 +85,21 @@ pub struct KeyCache {
     entries: Vec<Option<(KeyId, Weak<Programmed>)>>,
     /// Counted by its owner alone, so that queues do not wait for each other's counting.
     hits: Arc<AtomicU64>,
+    slot_hits: u64,
+    programs: u64,
 }
 
 impl KeyCache {
+    /// Keys that its owner found, here or in a slot.
+    pub fn hits(&self) -> u64 {
+        self.hits.load(Ordering::Relaxed) + self.slot_hits
+    }
+
+    /// Keys that its owner had to derive.
+    pub fn misses(&self) -> u64 {
+        self.programs
+    }
+
     fn entry(&mut self, zone: ZoneIndex) -> Option<&mut Option<(KeyId, Weak<Programmed>)>> {
         self.entries.get_mut(zone.as_usize() % CACHE_ENTRIES)
     }
@@ -240,7 +252,7 @@ impl Keyslots {
             return Ok(KeyRef(key));
         }
         let now = self.clock.fetch_add(1, Ordering::Relaxed) + 1;
-        let key = self.get_slot(id, salt)?;
+        let key = self.get_slot(cache, id, salt)?;
         key.last_use.store(now, Ordering::Relaxed);
         if let Some(entry) = cache.entry(id.zone) {
             *entry = Some((id, Arc::downgrade(&key)));
@@ -255,17 +267,21 @@ impl Keyslots {
         KeyCache {
             entries: vec![None; CACHE_ENTRIES],
             hits,
+            slot_hits: 0,
+            programs: 0,
         }
     }
 
     fn get_slot(
         &self,
+        cache: &mut KeyCache,
         id: KeyId,
         salt: impl FnOnce() -> Option<ZoneSalt>,
     ) -> Result<Arc<Programmed>, KeyslotError> {
         let mut slots = self.slots.lock();
         if let Some(key) = slots.find(id) {
             self.counters.slot_hits.fetch_add(1, Ordering::Relaxed);
+            cache.slot_hits += 1;
             return Ok(Arc::clone(key));
         }
         // The salt is looked up under the slots' lock: a reset that comes now evicts afterwards
@@ -273,6 +289,7 @@ impl Keyslots {
         let salt = salt().ok_or(KeyslotError::Erased(id))?;
         let key = Arc::new(self.program(id, &salt)?);
         self.counters.programs.fetch_add(1, Ordering::Relaxed);
+        cache.programs += 1;
         if slots.filled.len() >= self.capacity
             && let Some(place) = slots.idle()
         {
@@ -371,6 +388,8 @@ mod tests {
             (stats.programs, stats.cache_hits, stats.slot_hits),
             (1, 1, 1)
         );
+        assert_eq!((one.hits(), one.misses()), (1, 1));
+        assert_eq!((two.hits(), two.misses()), (1, 0));
     }
 
     #[test]

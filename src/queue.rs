@@ -9,6 +9,7 @@
 
 mod poll;
 mod ring;
+pub mod stats;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -31,6 +32,7 @@ use crate::zone::ZoneInfo;
 
 pub use poll::PollWindow;
 use ring::{RingError, Rings};
+use stats::{Collector, Mark, QueueStats};
 
 /// Most chains taken from the ring in one pass. Writes of a pass share records, slots and system calls,
 /// so the more the better; it bounds how long the first of them waits for the last.
@@ -43,13 +45,21 @@ const REPORT_BATCH: usize = 64;
 
 static MALFORMED: LogLimit = LogLimit::new();
 
-impl Payload for Chain {
+/// A chain whose operation is under way.
+#[derive(Debug)]
+struct Flight {
+    chain: Chain,
+    /// If the queue counts.
+    mark: Option<Mark>,
+}
+
+impl Payload for Flight {
     fn gather(&self, offset: u64, buf: &mut [u8]) -> Result<(), MemoryFault> {
-        self.read_data(offset, buf)
+        self.chain.read_data(offset, buf)
     }
 
     fn scatter(&self, offset: u64, data: &[u8]) -> Result<(), MemoryFault> {
-        self.write(offset, data)
+        self.chain.write(offset, data)
     }
 }
 
@@ -69,13 +79,15 @@ pub struct Worker<M: Medium> {
     volume: Arc<Volume<M>>,
     serial: [u8; SERIAL_LEN],
     /// Made on the worker's own thread when the queue starts, dropped there when it stops.
-    channel: Option<Channel<M, Chain>>,
+    channel: Option<Channel<M, Flight>>,
     spare: Vec<Chain>,
-    finished: Vec<Finished<Chain>>,
+    finished: Vec<Finished<Flight>>,
     /// The ring is broken: nothing is taken from it until the front-end sets it up anew.
     broken: bool,
     /// The guest was asked to kick, as it is when a queue starts.
     listening: bool,
+    /// Boxed: most workers count nothing.
+    stats: Option<Box<Collector>>,
 }
 
 impl<M: Medium> Worker<M> {
@@ -90,7 +102,13 @@ impl<M: Medium> Worker<M> {
             finished: Vec::new(),
             broken: false,
             listening: true,
+            stats: None,
         }
+    }
+
+    /// Counts from now on what the queue does, into `stats`.
+    pub fn count_into(&mut self, stats: Arc<QueueStats>) {
+        self.stats = Some(Box::new(Collector::new(stats)));
     }
 
     /// Opens the channel if the queue has none. Returns the store's event, if it has one, when the
@@ -105,6 +123,9 @@ impl<M: Medium> Worker<M> {
         self.channel = Some(opened);
         self.broken = false;
         self.listening = true;
+        if let Some(stats) = &mut self.stats {
+            stats.start(depth);
+        }
         Ok(event)
     }
 
@@ -138,6 +159,10 @@ impl<M: Medium> Worker<M> {
         }
         let notify = self.publish(&mut rings);
         rings.leave(queue);
+        if let Some(stats) = &mut self.stats {
+            let counters = self.channel.as_ref().map(Channel::counters);
+            stats.end_pass(notify, counters.unwrap_or_default());
+        }
         // What filled the room may be over already, without an event to come.
         let room = self.channel.as_ref().is_some_and(Channel::has_room);
         Pass {
@@ -237,7 +262,11 @@ impl<M: Medium> Worker<M> {
         }
     }
 
-    fn reply(&mut self, rings: &mut Rings<'_>, mut chain: Chain, outcome: Outcome) {
+    fn reply(&mut self, rings: &mut Rings<'_>, flight: Flight, outcome: Outcome) {
+        let Flight { mut chain, mark } = flight;
+        if let (Some(mark), Some(stats)) = (mark, &mut self.stats) {
+            stats.ended(mark, outcome);
+        }
         // Memory that went away takes the answer with it; the chain is handed back all the same.
         let written = chain.answer(outcome).unwrap_or(0);
         self.give_back(rings, chain.head(), written);
@@ -292,9 +321,10 @@ impl<M: Medium> Worker<M> {
                     return taken;
                 }
             };
+            let at = self.stats.as_mut().map(|stats| stats.take());
             let mut chain = self.spare.pop().unwrap_or_default();
             match chain.collect(memory, table, head) {
-                Ok(()) => self.begin(rings, policy, chain),
+                Ok(()) => self.begin(rings, policy, chain, at),
                 Err(malformed) => {
                     self.refuse(rings, &chain, malformed);
                     self.spare.push(chain);
@@ -322,24 +352,35 @@ impl<M: Medium> Worker<M> {
                 self.index
             );
         }
+        if let Some(stats) = &mut self.stats {
+            stats.malformed();
+        }
         self.give_back(rings, chain.head(), 0);
     }
 
-    /// Starts the operation of a chain, or answers it from tables.
-    fn begin(&mut self, rings: &mut Rings<'_>, policy: &Policy, chain: Chain) {
+    /// Starts the operation of a chain, or answers it from tables. `at`: when it was taken, if that is
+    /// counted.
+    fn begin(
+        &mut self,
+        rings: &mut Rings<'_>,
+        policy: &Policy,
+        chain: Chain,
+        at: Option<stats::Taken>,
+    ) {
         let Request { command, chain } = Request::parse(chain, policy);
+        let mark = at.map(|at| Mark::new(at, command.as_ref()));
         let outcome = match command {
             Err(status) => Outcome::Done(status, 0),
             Ok(Command::GetId) => self.get_id(&chain),
             Ok(Command::Report(first)) => self.report(&chain, first),
             Ok(command) => {
                 if let Some(channel) = &mut self.channel {
-                    channel.start(command, chain);
+                    channel.start(command, Flight { chain, mark });
                 }
                 return;
             }
         };
-        self.reply(rings, chain, outcome);
+        self.reply(rings, Flight { chain, mark }, outcome);
     }
 
     fn get_id(&self, chain: &Chain) -> Outcome {

@@ -94,6 +94,7 @@ mod tests {
     use tempfile::TempDir;
     use zonevault::crypt::Cipher;
     use zonevault::geometry::Model;
+    use zonevault::queue::stats::Interval;
     use zonevault::store::{Cache, FileMedium};
 
     use super::allocations;
@@ -189,6 +190,16 @@ mod tests {
     }
 
     fn must_not_allocate(model: Model, cipher: Cipher, cache: Cache, kinds: &[Kind]) {
+        must_not_allocate_with(model, cipher, cache, kinds, |_| {});
+    }
+
+    fn must_not_allocate_with(
+        model: Model,
+        cipher: Cipher,
+        cache: Cache,
+        kinds: &[Kind],
+        prepare: impl FnOnce(&mut Rig<FileMedium>),
+    ) {
         let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let path = match cache {
             Cache::Writeback => memory_file(),
@@ -203,6 +214,7 @@ mod tests {
         let mut rig = Rig::new(medium, &shape, |medium| {
             medium.enable_data(cache, BLOCK).unwrap();
         });
+        prepare(&mut rig);
         let mut cursor = Cursor::new(&shape);
         rig.run(EXTENT / u64::from(LARGE), DEPTH, |_| {
             cursor.write(READ, LARGE)
@@ -271,6 +283,24 @@ mod tests {
     #[test]
     fn nothing_is_allocated_without_zones() {
         must_not_allocate(Model::Plain, Cipher::Aes256Xts, Cache::Writeback, PLAIN);
+    }
+
+    #[test]
+    fn nothing_is_allocated_for_statistics() {
+        let mut stats = None;
+        must_not_allocate_with(
+            Model::HostManaged,
+            Cipher::Aes256Gcm,
+            Cache::Writeback,
+            ZONED,
+            |rig| stats = Some(rig.count()),
+        );
+        let mut counted = Interval::new().unwrap();
+        stats.unwrap().take(&mut counted);
+        let kinds = ZONED.len() as u64 * (WARM_UP + COUNTED);
+        let filled = EXTENT / u64::from(LARGE);
+        assert_eq!(counted.counts.requests(), kinds + filled);
+        assert_eq!(counted.latency.len(), kinds + filled);
     }
 
     #[test]

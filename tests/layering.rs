@@ -11,8 +11,8 @@ mod tests {
         (
             "cli",
             &[
-                "crypt", "device", "format", "geometry", "keyslot", "request", "secret", "store",
-                "volume", "zone",
+                "crypt", "device", "format", "geometry", "keyslot", "queue", "request", "secret",
+                "store", "volume", "zone",
             ],
         ),
         (

@@ -14,6 +14,7 @@ mod preset;
 mod progress;
 mod serve;
 mod size;
+mod stats;
 mod view;
 mod zones;
 

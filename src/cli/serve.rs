@@ -19,6 +19,7 @@ use crate::format::Unlocked;
 use crate::format::image::unlock;
 use crate::geometry::Model;
 use crate::keyslot::DEFAULT_SLOTS;
+use crate::queue::stats::QueueStats;
 use crate::request::{DeviceLimits, SERIAL_LEN};
 use crate::store::{Access, Cache, FileMedium};
 use crate::volume::{DEFAULT_TAG_CACHE, Options, Volume};
@@ -27,6 +28,7 @@ use super::create::describe;
 use super::credential::KeyArgs;
 use super::error::CliError;
 use super::size::parse_size;
+use super::stats::Printer;
 
 /// Smallest and largest virtqueue: SEG_MAX of 254 needs room in it, and 1024 is QEMU's most.
 const QUEUE_SIZES: [u16; 2] = [16, 1024];
@@ -37,6 +39,11 @@ const MAX_TAG_CACHE: usize = 8 << 30;
 const DEFAULT_POLL_US: u32 = 100;
 /// Longest watch: beyond a hundredth of a second a spinning core is no latency saved.
 const MAX_POLL_US: i64 = 10_000;
+
+/// Seconds between two lines of `--stats` unless told otherwise.
+const DEFAULT_STATS_SECONDS: &str = "10";
+/// Most of them: a day.
+const MAX_STATS_SECONDS: i64 = 24 * 60 * 60;
 
 /// How data gets to the host's disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -97,6 +104,10 @@ pub(super) struct ServeArgs {
     /// Memory for tags of blocks that are read at random, of all queues together
     #[arg(long, value_name = "SIZE", default_value_t = TagCache(DEFAULT_TAG_CACHE), value_parser = parse_tag_cache)]
     tag_cache: TagCache,
+    /// Print what each queue did, as a line of JSON on standard output, every so many seconds (10
+    /// unless told otherwise) and at the end
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = DEFAULT_STATS_SECONDS, value_parser = clap::value_parser!(u32).range(1..=MAX_STATS_SECONDS))]
+    stats: Option<u32>,
     #[command(flatten)]
     expect: ExpectArgs,
     #[command(flatten)]
@@ -232,6 +243,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     let volume = Volume::open(medium, unlocked, options).map_err(CliError::volume(&args.image))?;
     let volume = Arc::new(volume);
     announce(args, &volume, direct);
+    let (stats, printer) = start_stats(args)?;
     let device = DeviceOptions {
         poll: Duration::from_micros(args.poll_us.into()),
         limits: DeviceLimits {
@@ -239,9 +251,14 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
             queue_size: args.queue_size,
         },
         serial: serial(args, &volume),
+        stats,
     };
-    let served = server.run(&volume, device, &stop);
-    volume.close().map_err(CliError::volume(&args.image))?;
+    let served = server.run(&volume, &device, &stop);
+    let closed = volume.close();
+    if let Some(printer) = printer {
+        printer.finish();
+    }
+    closed.map_err(CliError::volume(&args.image))?;
     let keys = volume.keyslot_stats();
     let blocks = volume.integrity_stats();
     let ended = match args.read_only {
@@ -259,6 +276,19 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
         keys.evictions
     );
     Ok(served?)
+}
+
+/// Where each queue counts, and who prints it; nowhere and nobody unless asked for.
+fn start_stats(args: &ServeArgs) -> io::Result<(Vec<Arc<QueueStats>>, Option<Printer>)> {
+    let Some(seconds) = args.stats else {
+        return Ok((Vec::new(), None));
+    };
+    let stats = (0..args.queues)
+        .map(|_| QueueStats::new().map(Arc::new))
+        .collect::<io::Result<Vec<_>>>()?;
+    let every = Duration::from_secs(seconds.into());
+    let printer = Printer::start(stats.clone(), every, io::stdout())?;
+    Ok((stats, Some(printer)))
 }
 
 fn stop_on_signals(stop: &Arc<Stop>) -> Result<(), CliError> {
@@ -319,6 +349,10 @@ fn announce(args: &ServeArgs, volume: &Volume<FileMedium>, direct: bool) {
     out.push_str(&format!(
         "or to crosvm:\n  --vhost-user type=block,socket={socket}\n"
     ));
-    // Whoever closed standard output does not want to read it.
-    let _ = io::stdout().write_all(out.as_bytes());
+    // Whoever closed standard output does not want to read it; whoever asked for statistics reads those
+    // there, and with a program.
+    let _ = match args.stats {
+        None => io::stdout().write_all(out.as_bytes()),
+        Some(_) => io::stderr().write_all(out.as_bytes()),
+    };
 }

@@ -30,6 +30,7 @@ pub use server::{ServeError, Server, Stop};
 
 use crate::geometry::Model;
 use crate::limit::LogLimit;
+use crate::queue::stats::QueueStats;
 use crate::queue::{PollWindow, Worker};
 use crate::request::{ConfigSpace, DeviceLimits, Policy, SERIAL_LEN};
 use crate::store::Medium;
@@ -44,7 +45,7 @@ static TROUBLE: LogLimit = LogLimit::new();
 type Ring = VringMutex<GuestMemoryAtomic<GuestMemoryMmap>>;
 
 /// What the operator chose.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct DeviceOptions {
     /// Number of queues and most descriptors of each.
     pub limits: DeviceLimits,
@@ -52,6 +53,8 @@ pub struct DeviceOptions {
     pub serial: [u8; SERIAL_LEN],
     /// How long a queue is watched at most after it ran dry, before its worker sleeps. 0: never.
     pub poll: Duration,
+    /// Where each queue counts what it does. A queue that has no place here does not.
+    pub stats: Vec<Arc<QueueStats>>,
 }
 
 /// What other threads ask of a worker.
@@ -130,8 +133,12 @@ impl<M: Medium> Device<M> {
     ) -> io::Result<Self> {
         let queues = (0..options.limits.queues)
             .map(|index| {
+                let mut worker = Worker::new(index, Arc::clone(&volume), options.serial);
+                if let Some(stats) = options.stats.get(usize::from(index)) {
+                    worker.count_into(Arc::clone(stats));
+                }
                 Ok(DeviceQueue {
-                    worker: Mutex::new(Worker::new(index, Arc::clone(&volume), options.serial)),
+                    worker: Mutex::new(worker),
                     window: Mutex::new(PollWindow::new(options.poll)),
                     control: Control::new(&volume, index)?,
                 })

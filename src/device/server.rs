@@ -156,7 +156,7 @@ impl Server {
     pub fn run<M: Medium>(
         &mut self,
         volume: &Arc<Volume<M>>,
-        options: DeviceOptions,
+        options: &DeviceOptions,
         stop: &Stop,
     ) -> Result<(), ServeError> {
         let events = Epoll::new()?;
@@ -185,11 +185,15 @@ impl Server {
     fn serve_one<M: Medium>(
         &mut self,
         volume: &Arc<Volume<M>>,
-        options: DeviceOptions,
+        options: &DeviceOptions,
         stop: &Stop,
     ) -> Result<(), ServeError> {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let device = Arc::new(Device::new(Arc::clone(volume), options, memory.clone())?);
+        let device = Arc::new(Device::new(
+            Arc::clone(volume),
+            options.clone(),
+            memory.clone(),
+        )?);
         let mut daemon = VhostUserDaemon::new("vhost-user".into(), Arc::clone(&device), memory)?;
         for (handler, fd) in daemon.get_epoll_handlers().iter().zip(device.wake_fds()) {
             if let Err(e) = handler.register_listener(fd, EventSet::IN, device.wake_event()) {
@@ -207,7 +211,7 @@ impl Server {
     fn serve_connection<M: Medium>(
         &mut self,
         daemon: &mut VhostUserDaemon<Arc<Device<M>>>,
-        options: DeviceOptions,
+        options: &DeviceOptions,
         stop: &Stop,
     ) -> Result<(), ServeError> {
         daemon.start(&mut self.listener)?;

@@ -23,13 +23,13 @@ use crate::request::{Command, Outcome, Span, Status, ZoneAction, blocks_of};
 use crate::store::{Completion, Medium, Op as StoreOp, Store, Token};
 use crate::zone::{Admission, Grant, Released, Ticket, ZoneError};
 
-use super::Volume;
 use super::fence::Fences;
 use super::op::{Direction, Finished, Op, Owners, Payload, Piece, Stage, Transfer};
 use super::pool::Pool;
 use super::stretch::Stretches;
 use super::sync::SyncRound;
 use super::tags::{SlotWriter, TagCache};
+use super::{ChannelCounters, Volume};
 
 /// Operations of the store that a channel has in flight at most.
 const STORE_DEPTH: u32 = 512;
@@ -53,6 +53,8 @@ pub struct Channel<M: Medium, P: Payload> {
     pub(super) pool: Pool,
     keys: KeyCache,
     pub(super) tags: TagCache,
+    /// Those of the keys are in `keys`.
+    pub(super) counters: ChannelCounters,
     pub(super) slot_writer: SlotWriter,
     /// What this batch has encrypted so far.
     pub(super) stretches: Stretches,
@@ -93,6 +95,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             free_pieces: (0..STORE_DEPTH - 1).rev().collect(),
             pool: Pool::new(),
             tags: TagCache::new(tag_cache, largest_zone),
+            counters: ChannelCounters::default(),
             slot_writer: SlotWriter::default(),
             stretches: Stretches::default(),
             owners: Vec::new(),
@@ -111,6 +114,15 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     /// The disk.
     pub fn volume(&self) -> &Arc<Volume<M>> {
         &self.volume
+    }
+
+    /// What the channel did so far.
+    pub fn counters(&self) -> ChannelCounters {
+        ChannelCounters {
+            key_hits: self.keys.hits(),
+            key_misses: self.keys.misses(),
+            ..self.counters
+        }
     }
 
     /// Whether another operation can be started: there is room for it, and none waits for buffers.

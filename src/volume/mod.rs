@@ -143,6 +143,39 @@ pub struct IntegrityStats {
     pub slot_reads: u64,
 }
 
+/// What a channel did since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChannelCounters {
+    /// Keys found, in the channel's own cache or in a keyslot.
+    pub key_hits: u64,
+    /// Keys derived and programmed.
+    pub key_misses: u64,
+    /// Pieces of reads whose tag slots the channel's cache had.
+    pub tag_hits: u64,
+    /// Reads of tag slots that it did not have.
+    pub slot_reads: u64,
+}
+
+impl ChannelCounters {
+    /// Adds what another channel did, or the same one at another time.
+    pub fn add(&mut self, other: &Self) {
+        self.key_hits += other.key_hits;
+        self.key_misses += other.key_misses;
+        self.tag_hits += other.tag_hits;
+        self.slot_reads += other.slot_reads;
+    }
+
+    /// What the channel did since it had counted `before`.
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            key_hits: self.key_hits.saturating_sub(before.key_hits),
+            key_misses: self.key_misses.saturating_sub(before.key_misses),
+            tag_hits: self.tag_hits.saturating_sub(before.tag_hits),
+            slot_reads: self.slot_reads.saturating_sub(before.slot_reads),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct IntegrityCounters {
     bad_blocks: AtomicU64,

@@ -98,6 +98,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         }
         let counters = &self.volume.integrity;
         counters.slot_reads.fetch_add(1, Ordering::Relaxed);
+        self.counters.slot_reads += 1;
         if self.tags.wants_page() {
             return self.slot_pages_now(zone, read);
         }

@@ -135,6 +135,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 slots = Some(StoreOp::ReadMetadata { offset, buf: pages });
                 let counters = &self.volume.integrity;
                 counters.slot_reads.fetch_add(1, Ordering::Relaxed);
+                self.counters.slot_reads += 1;
             }
         }
         let offset = self.volume.layout.data_offset(zone) + geometry.block_bytes(read.first);
@@ -155,8 +156,10 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         let whose = (zone, read.generation);
         let found = self
             .tags
-            .get(whose, read.first, read.count, &mut self.slots);
-        found.is_some()
+            .get(whose, read.first, read.count, &mut self.slots)
+            .is_some();
+        self.counters.tag_hits += u64::from(found);
+        found
     }
 
     /// Encrypts the next piece of a write into a stretch, which goes to the store with the others of

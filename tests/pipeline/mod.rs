@@ -14,6 +14,7 @@ use zonevault::crypt::Cipher;
 use zonevault::format::image::{create, unlock};
 use zonevault::format::{Argon2Cost, CreateSpec, Layout, NewProtector, Protector};
 use zonevault::geometry::{Geometry, GeometrySpec, Model};
+use zonevault::queue::stats::QueueStats;
 use zonevault::queue::{Pass, Worker};
 use zonevault::request::{Policy, SERIAL_LEN};
 use zonevault::secret::{Credential, VolumeKey};
@@ -119,6 +120,13 @@ impl<M: Medium> Rig<M> {
             worker,
             policy,
         }
+    }
+
+    /// Has the worker count what it does.
+    pub fn count(&mut self) -> Arc<QueueStats> {
+        let stats = Arc::new(QueueStats::new().expect("memory"));
+        self.worker.count_into(Arc::clone(&stats));
+        stats
     }
 
     /// Works off `count` requests, at most `depth` at a time; `next` says what the n-th is.

@@ -106,7 +106,7 @@ impl<M: Medium> Worker<M> {
         }
     }
 
-    /// Counts from now on what the queue does, into `stats`.
+    /// Counts what the queue does, into `stats`. To be called before the queue starts.
     pub fn count_into(&mut self, stats: Arc<QueueStats>) {
         self.stats = Some(Box::new(Collector::new(stats)));
     }

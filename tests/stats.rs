@@ -10,7 +10,7 @@ mod tests {
     use serde_json::Value;
 
     use crate::common::daemon::{Daemon, Image};
-    use crate::common::disk::{SMALL, ZONE, block};
+    use crate::common::disk::{ZONE, block};
     use crate::common::frontend::{Frontend, Options};
     use crate::common::queue::Queue;
     use crate::common::request::{Layout, Request, kind, status};
@@ -18,6 +18,15 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(30);
     /// A sequential zone, and the others of the disk below it are not written to.
     const FIRST: u64 = 4 * ZONE;
+
+    const TAGGED: [&str; 6] = [
+        "--size",
+        "4M",
+        "--zone-size",
+        "256K",
+        "--cipher",
+        "aes-256-gcm",
+    ];
 
     /// The lines of statistics of a log.
     fn lines(log: &str) -> Vec<Value> {
@@ -135,7 +144,7 @@ mod tests {
 
     #[test]
     fn counts_of_known_requests_add_up() {
-        let image = Image::create(&[&SMALL[..], &["--cipher", "aes-256-gcm"]].concat());
+        let image = Image::create(&TAGGED);
         let options = ["--queues", "2", "--stats=1", "--cache", "writeback"];
         let daemon = Daemon::serve(&image, &options);
         // Over two connections: what the first did is not forgotten with it.
@@ -176,7 +185,7 @@ mod tests {
 
     #[test]
     fn nothing_is_printed_unless_asked_for() {
-        let image = Image::create(&SMALL);
+        let image = Image::create(&TAGGED);
         let daemon = Daemon::serve(&image, &[]);
         Frontend::open(daemon.socket()).queue().assert_alive();
         let log = image.dir().join("sock.log");

@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 use log::warn;
 use serde_json::{Value, json};
 
-use crate::queue::stats::{Counts, Interval, QueueStats};
+use crate::queue::stats::{Batches, Interval, QueueStats};
 
 /// How long the end of the daemon waits for the last lines: whoever reads them may have stopped reading.
 const LAST_LINES_PATIENCE: Duration = Duration::from_secs(2);
@@ -151,7 +151,7 @@ fn facts(queue: usize, interval: &Interval, seconds: f64) -> Value {
         "read_bytes": counts.reads.bytes,
         "written_bytes": counts.writes.bytes + counts.appends.bytes,
         "latency_us": latency_facts(latency),
-        "batches": batch_facts(counts),
+        "batches": batch_facts(counts.batches),
         "notifications": counts.notifications,
         "keyslots": {
             "hits": counts.channel.key_hits,
@@ -181,13 +181,11 @@ fn latency_facts(latency: &Histogram<u64>) -> Value {
 }
 
 /// How many chains were taken at once.
-fn batch_facts(counts: &Counts) -> Value {
-    let passes: u64 = counts.batches.iter().sum();
-    let largest = counts.batches.iter().rposition(|&passes| passes > 0);
+fn batch_facts(batches: Batches) -> Value {
     json!({
-        "count": passes,
-        "mean": rounded(per(as_f64(counts.taken()), as_f64(passes))),
-        "max": largest.map_or(0, |index| index + 1),
+        "count": batches.count,
+        "mean": rounded(per(as_f64(batches.chains), as_f64(batches.count))),
+        "max": batches.largest,
     })
 }
 
@@ -262,8 +260,11 @@ mod tests {
             requests: 3,
             bytes: 1024,
         };
-        counts.batches[0] = 4;
-        counts.batches[7] = 12;
+        counts.batches = Batches {
+            count: 16,
+            chains: 100,
+            largest: 8,
+        };
         for _ in 0..99 {
             interval.latency.saturating_record(10_000);
         }

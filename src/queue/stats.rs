@@ -41,6 +41,25 @@ impl Transfers {
     }
 }
 
+/// Chains taken from the ring, pass by pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Batches {
+    /// Passes that took any.
+    pub count: u64,
+    /// Chains that they took.
+    pub chains: u64,
+    /// Most of one pass.
+    pub largest: u64,
+}
+
+impl Batches {
+    fn add(&mut self, other: Self) {
+        self.count += other.count;
+        self.chains += other.chains;
+        self.largest = self.largest.max(other.largest);
+    }
+}
+
 /// What was counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -59,8 +78,8 @@ pub struct Counts {
     pub errors: u64,
     /// Chains that were no request; handed back without an answer, and not among the above.
     pub malformed: u64,
-    /// At index n the passes that took n + 1 chains.
-    pub batches: [u64; BATCH],
+    /// Chains taken.
+    pub batches: Batches,
     /// Passes after which the guest wanted an interrupt.
     pub notifications: u64,
     /// Keys and tags.
@@ -75,12 +94,6 @@ impl Counts {
         moving + self.flushes + self.others
     }
 
-    /// Chains taken from the ring.
-    pub fn taken(&self) -> u64 {
-        let passes = (1..).zip(&self.batches);
-        passes.map(|(size, &passes): (u64, _)| size * passes).sum()
-    }
-
     fn add(&mut self, other: &Self) {
         self.reads.add(other.reads);
         self.writes.add(other.writes);
@@ -89,9 +102,7 @@ impl Counts {
         self.others += other.others;
         self.errors += other.errors;
         self.malformed += other.malformed;
-        for (sum, passes) in self.batches.iter_mut().zip(other.batches) {
-            *sum += passes;
-        }
+        self.batches.add(other.batches);
         self.notifications += other.notifications;
         self.channel.add(&other.channel);
     }
@@ -232,7 +243,7 @@ pub(super) struct Collector {
     /// What moments are counted from, so that one is 8 bytes in a request and not 16.
     epoch: Instant,
     /// Chains taken in this pass, and when.
-    batch: usize,
+    batch: u64,
     taken: Taken,
     malformed: u64,
     ended: Vec<Ended>,
@@ -295,13 +306,11 @@ impl Collector {
             latency.saturating_record(now.saturating_sub(ended.mark.taken.0));
             counts.answered(ended);
         }
-        if let Some(passes) = self
-            .batch
-            .checked_sub(1)
-            .and_then(|index| counts.batches.get_mut(index))
-        {
-            *passes += 1;
-        }
+        counts.batches.add(Batches {
+            count: u64::from(self.batch > 0),
+            chains: self.batch,
+            largest: self.batch,
+        });
         counts.malformed += self.malformed;
         counts.notifications += u64::from(notify);
         counts.channel.add(&channel.since(&self.seen));
@@ -351,6 +360,14 @@ mod tests {
         }
     }
 
+    fn batches(count: u64, chains: u64, largest: u64) -> Batches {
+        Batches {
+            count,
+            chains,
+            largest,
+        }
+    }
+
     fn take(stats: &QueueStats) -> Interval {
         let mut interval = Interval::new().unwrap();
         // What is left in it from before must not count.
@@ -387,7 +404,7 @@ mod tests {
         assert_eq!(counts.writes, Transfers::default());
         assert_eq!((counts.flushes, counts.others, counts.errors), (1, 2, 2));
         assert_eq!((counts.requests(), latency.len()), (6, 6));
-        assert_eq!((counts.taken(), counts.batches[5]), (6, 1));
+        assert_eq!(counts.batches, batches(1, 6, 6));
         assert_eq!((counts.notifications, counts.channel), (1, channel(5, 1)));
     }
 
@@ -414,7 +431,7 @@ mod tests {
     #[test]
     fn what_the_channel_counts_is_added_once_also_of_the_next_channel() {
         let (mut collector, stats) = collector();
-        let mut pass = |collector: &mut Collector, counters| {
+        let pass = |collector: &mut Collector, counters| {
             collector.take();
             collector.end_pass(false, counters);
         };
@@ -445,11 +462,12 @@ mod tests {
         let last = take(&stats);
         assert_eq!((last.counts, last.latency.len()), (Counts::default(), 0));
         let counts = total.counts;
-        assert_eq!((counts.requests(), counts.taken()), (20, 20));
+        assert_eq!(
+            (counts.requests(), counts.batches),
+            (20, batches(3, 20, 16))
+        );
         assert_eq!((counts.malformed, counts.notifications), (3, 1));
         assert_eq!(total.latency.len(), 20);
-        let sizes = [0, 2, 15].map(|index: usize| counts.batches[index]);
-        assert_eq!(sizes, [1; 3]);
     }
 
     #[test]

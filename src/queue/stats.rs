@@ -1,6 +1,6 @@
 //! What a queue does, counted for whoever asked for it.
 //!
-//! A worker that counts keeps a [`Collector`]. During a pass that only notes, in memory of its own; at
+//! A worker that counts keeps a `Collector`. During a pass that only notes, in memory of its own; at
 //! the end of the pass it reads the clock and adds everything to the queue's [`QueueStats`] at once, under
 //! a lock that it shares with no other queue and that whoever reads holds for as long as it takes to
 //! exchange two pointers' worth of numbers. So a pass costs two readings of the clock, one when the first

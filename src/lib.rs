@@ -9,14 +9,19 @@
 //! ```text
 //! virtqueue -> request   parse: layout, direction, bounds, all at once, each byte read once
 //!           -> zone      admit: state, write pointer, limits -> Grant { zone, start, generation, stamp }
-//!           -> volume    copy to a private buffer
+//!           -> volume    copy to a private buffer, beside what this batch wrote before it in the zone
 //!           -> keyslot   the key of (zone, generation)
 //!           -> integrity encrypt for the place that is known now; fill the tag slots
-//!           -> store     submit data and slots; an operation owns its buffer until completed
+//!           -> store     submit slots and data, neighbours as one; an operation owns its buffer
+//!                        until completed
 //!           -> zone      complete, then settle: acknowledgements in write-pointer order,
 //!                        each zone's record written before anyone is told
 //!           -> queue     status, append sector, used ring, one notification a pass
 //! ```
+//!
+//! A read goes the other way: place, data and slots from the store, verified and decrypted in the
+//! private buffer, then copied to the guest. If all it needs is in the page cache that happens in one
+//! go (`volume::now`).
 //!
 //! # Modules, from the guest down
 //!

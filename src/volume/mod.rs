@@ -71,6 +71,8 @@ use crate::zone::{
 pub const DEFAULT_TAG_CACHE: usize = 8 << 20;
 /// Record writes of two zones may overlap, those of one zone may not: zones share this many locks.
 const RECORD_LOCKS: usize = 64;
+/// Operations that a queue has in flight when it is busy: what lists begin with room for.
+const USUAL_DEPTH: usize = 64;
 
 static RECORD_ERRORS: LogLimit = LogLimit::new();
 
@@ -295,7 +297,9 @@ impl<M: Medium> Volume<M> {
                 header,
                 key: header_key,
             }),
-            record_locks: (0..RECORD_LOCKS).map(|_| Mutex::default()).collect(),
+            record_locks: (0..RECORD_LOCKS)
+                .map(|_| Mutex::new(with_memory()))
+                .collect(),
             mailboxes: (0..options.queues)
                 .map(|_| Mailbox::new())
                 .collect::<io::Result<_>>()?,
@@ -555,6 +559,14 @@ impl Mailbox {
             released: Mutex::new(Vec::new()),
             event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         })
+    }
+}
+
+/// What settling a zone gives, with memory for as many as a queue usually has in flight.
+fn with_memory() -> Settled {
+    Settled {
+        released: Vec::with_capacity(USUAL_DEPTH),
+        ..Settled::default()
     }
 }
 

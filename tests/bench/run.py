@@ -26,8 +26,8 @@ from backends import Failure, Site
 HERE = Path(__file__).parent
 # (rounds, seconds a cell) of a full run and of a quick one.
 FULL, QUICK = (5, 3.0), (3, 0.5)
-# MiB of each disk, likewise.
-FULL_SIZE, QUICK_SIZE = 2048, 1024
+# MiB of each disk: as much as the default tag cache has room for the slots of.
+SIZE = 1024
 QUICK_BACKENDS = ("gcm", "xts", "qsd-native", "qsd-io_uring", "qsd-luks", "file")
 TMPFS = "/dev/shm"
 # A cell in which others took more of a core than this is done again, so often in a full run.
@@ -45,7 +45,7 @@ def options():
     )
     parser.add_argument("--backend", action="append", metavar="NAME", help="this one; repeatable: gcm, xts, qsd-native,"
                         " qsd-io_uring, qsd-threads, qsd-luks, file")  # fmt: skip
-    parser.add_argument("--size", type=int, metavar="MIB", help=f"size of each disk (default {FULL_SIZE})")
+    parser.add_argument("--size", type=int, metavar="MIB", help=f"size of each disk (default {SIZE})")
     parser.add_argument("--zone-size", default="64M", metavar="SIZE", help="of the zoned disk (default 64M)")
     parser.add_argument("--disk", metavar="DIR", help="images there, past the page cache, instead of on a tmpfs")
     parser.add_argument("--output", metavar="DIR", help="result.json, .md and .svg go there (default: they are not kept"
@@ -152,7 +152,7 @@ def pick(arguments, site):
 
 
 def prepared(arguments, work):
-    size = (arguments.size or (QUICK_SIZE if arguments.quick else FULL_SIZE)) << 20
+    size = (arguments.size or SIZE) << 20
     free = shutil.disk_usage(work).free
     if free < backends.needed_space(size):
         raise Failure(f"{work} has {free >> 20} MiB free; {backends.needed_space(size) >> 20} are needed (see --size)")

@@ -157,27 +157,41 @@ impl CacheHits {
 #[derive(Debug, Default)]
 struct Slots {
     filled: Vec<(KeyId, Arc<Programmed>)>,
-    places: HashMap<KeyId, usize>,
+    /// Of each zone the place of its newest key.
+    places: HashMap<ZoneIndex, usize>,
     /// Where the search for one to be emptied goes on.
     cursor: usize,
 }
 
 impl Slots {
     fn find(&self, id: KeyId) -> Option<&Arc<Programmed>> {
-        let (_, key) = self.filled.get(*self.places.get(&id)?)?;
-        Some(key)
+        let (found, key) = self.filled.get(*self.places.get(&id.zone)?)?;
+        (*found == id).then_some(key)
     }
 
-    fn fill(&mut self, id: KeyId, key: Arc<Programmed>) {
-        self.places.insert(id, self.filled.len());
+    /// Fills a slot; a zone has one key at a time, so that of another generation makes way. Says
+    /// whether one did.
+    fn fill(&mut self, id: KeyId, key: Arc<Programmed>) -> bool {
+        let other = self.evict(id.zone);
+        self.places.insert(id.zone, self.filled.len());
         self.filled.push((id, key));
+        other
+    }
+
+    /// Empties the slot of a zone, if it has one.
+    fn evict(&mut self, zone: ZoneIndex) -> bool {
+        let place = self.places.get(&zone).copied();
+        if let Some(place) = place {
+            self.empty(place);
+        }
+        place.is_some()
     }
 
     fn empty(&mut self, place: usize) {
         let (id, _) = self.filled.swap_remove(place);
-        self.places.remove(&id);
+        self.places.remove(&id.zone);
         if let Some((moved, _)) = self.filled.get(place) {
-            self.places.insert(*moved, place);
+            self.places.insert(moved.zone, place);
         }
     }
 
@@ -296,7 +310,8 @@ impl Keyslots {
             slots.empty(place);
             self.counters.evictions.fetch_add(1, Ordering::Relaxed);
         }
-        slots.fill(id, Arc::clone(&key));
+        let other = slots.fill(id, Arc::clone(&key));
+        self.count_evictions(other);
         Ok(key)
     }
 
@@ -323,15 +338,14 @@ impl Keyslots {
 
     /// Throws out every key of `zone`. Who holds one at this moment keeps it until it is done.
     pub fn evict(&self, zone: ZoneIndex) {
-        let mut slots = self.slots.lock();
-        let before = slots.filled.len();
-        while let Some(place) = slots.filled.iter().position(|(id, _)| id.zone == zone) {
-            slots.empty(place);
-        }
-        let evicted = (before - slots.filled.len()) as u64;
+        let evicted = self.slots.lock().evict(zone);
+        self.count_evictions(evicted);
+    }
+
+    fn count_evictions(&self, evicted: bool) {
         self.counters
             .evictions
-            .fetch_add(evicted, Ordering::Relaxed);
+            .fetch_add(evicted.into(), Ordering::Relaxed);
     }
 
     /// What happened so far.

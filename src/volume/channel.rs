@@ -143,10 +143,10 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         self.done.len()
     }
 
-    /// Whether [`Channel::poll`] would find something that ended meanwhile; cheap enough to be asked
-    /// over and over. (What other queues leave for this one has an event of its own.)
+    /// Whether [`Channel::poll`] would find something that happened meanwhile; cheap enough to be
+    /// asked over and over.
     pub fn is_ready(&mut self) -> bool {
-        self.store.is_ready()
+        self.store.is_ready() || self.volume.has_mail(self.queue)
     }
 
     /// Readable when the store has completed something; `None` if it never does so by itself.

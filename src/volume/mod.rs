@@ -188,6 +188,9 @@ struct IntegrityCounters {
 #[derive(Debug)]
 struct Mailbox {
     released: Mutex<Vec<Released>>,
+    /// There is something for the queue: mail, or its turn to sync. Set after the mail is there, so
+    /// that a queue which finds it unset has missed nothing and leaves the lock alone.
+    waiting: AtomicBool,
     event: EventFd,
 }
 
@@ -497,9 +500,11 @@ impl<M: Medium> Volume<M> {
     }
 
     fn wake(&self, queue: u16) {
-        if let Some(mailbox) = self.mailboxes.get(usize::from(queue))
-            && let Err(e) = mailbox.event.write(1)
-        {
+        let Some(mailbox) = self.mailboxes.get(usize::from(queue)) else {
+            return;
+        };
+        mailbox.waiting.store(true, Ordering::Release);
+        if let Err(e) = mailbox.event.write(1) {
             error!("cannot wake queue {queue}: {e}");
         }
     }
@@ -514,9 +519,19 @@ impl<M: Medium> Volume<M> {
 
     /// Moves what other queues left for `queue` into `released`.
     fn take_mail(&self, queue: u16, released: &mut Vec<Released>) {
-        if let Some(mailbox) = self.mailboxes.get(usize::from(queue)) {
+        if let Some(mailbox) = self.mailboxes.get(usize::from(queue))
+            && mailbox.waiting.load(Ordering::Relaxed)
+            // Who unsets it sees what was there when it was set; what comes now sets it again.
+            && mailbox.waiting.swap(false, Ordering::AcqRel)
+        {
             released.append(&mut mailbox.released.lock());
         }
+    }
+
+    /// Whether another queue left something for `queue`.
+    fn has_mail(&self, queue: u16) -> bool {
+        let mailbox = self.mailboxes.get(usize::from(queue));
+        mailbox.is_some_and(|mailbox| mailbox.waiting.load(Ordering::Acquire))
     }
 
     /// Quiets the mailbox's event; before the mail is taken, or a wake-up could get lost.
@@ -557,6 +572,7 @@ impl Mailbox {
     fn new() -> io::Result<Self> {
         Ok(Self {
             released: Mutex::new(Vec::new()),
+            waiting: AtomicBool::new(false),
             event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         })
     }

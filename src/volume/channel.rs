@@ -28,7 +28,7 @@ use super::op::{Direction, Finished, Op, Owners, Payload, Piece, Stage, Transfer
 use super::pool::Pool;
 use super::stretch::Stretches;
 use super::sync::SyncRound;
-use super::tags::{SlotWriter, TagCache};
+use super::tags::SlotWriter;
 use super::{ChannelCounters, Volume};
 
 /// Operations of the store that a channel has in flight at most.
@@ -52,7 +52,6 @@ pub struct Channel<M: Medium, P: Payload> {
     pub(super) free_pieces: Vec<u32>,
     pub(super) pool: Pool,
     keys: KeyCache,
-    pub(super) tags: TagCache,
     /// Those of the keys are in `keys`.
     pub(super) counters: ChannelCounters,
     pub(super) slot_writer: SlotWriter,
@@ -78,10 +77,7 @@ pub struct Channel<M: Medium, P: Payload> {
 impl<M: Medium, P: Payload> Channel<M, P> {
     pub(super) fn new(volume: Arc<Volume<M>>, queue: u16, depth: u16) -> io::Result<Self> {
         let store = volume.medium.open_store(STORE_DEPTH)?;
-        let tag_cache = if volume.tagged { volume.tag_cache } else { 0 };
         let life = volume.lives.fetch_add(1, Ordering::Relaxed);
-        let geometry = volume.geometry();
-        let largest_zone = geometry.zone_capacity_blocks(ZoneIndex(0));
         Ok(Self {
             life,
             keys: volume.keyslots.cache(),
@@ -94,7 +90,6 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             // One place in the store is left for the sync.
             free_pieces: (0..STORE_DEPTH - 1).rev().collect(),
             pool: Pool::new(),
-            tags: TagCache::new(tag_cache, largest_zone),
             counters: ChannelCounters::default(),
             slot_writer: SlotWriter::default(),
             stretches: Stretches::default(),

@@ -34,6 +34,7 @@ pub mod scan;
 mod session;
 mod stretch;
 mod sync;
+mod tag_cache;
 mod tags;
 #[cfg(test)]
 mod tests;
@@ -53,6 +54,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::scan::Scanner;
 use self::session::Left;
+use self::tag_cache::TagCache;
 use crate::format::{
     BootId, Header, HeaderKey, ImageError, Layout, OpenState, RecordKey, Unlocked,
     image::{load_records, records_root, write_record},
@@ -227,8 +229,8 @@ pub struct Volume<M: Medium> {
     lives: AtomicU32,
     /// Blocks have tag slots.
     tagged: bool,
-    /// Bytes of tag slots that one channel keeps.
-    tag_cache: usize,
+    /// Slots in memory, for all queues.
+    tags: TagCache,
     integrity: IntegrityCounters,
 }
 
@@ -290,6 +292,8 @@ impl<M: Medium> Volume<M> {
         if left.opening == Opening::PowerCut {
             session::say_lost(&geometry, &loaded, &table);
         }
+        let largest_zone = geometry.zone_capacity_blocks(ZoneIndex(0));
+        let tags = TagCache::new(if tagged { options.tag_cache } else { 0 }, largest_zone);
         let volume = Self {
             table,
             medium,
@@ -312,7 +316,7 @@ impl<M: Medium> Volume<M> {
             sync_gate: Mutex::new(SyncGate::default()),
             lives: AtomicU32::new(0),
             tagged,
-            tag_cache: options.tag_cache / usize::from(options.queues.max(1)),
+            tags,
             integrity: IntegrityCounters::default(),
         };
         if !options.read_only {

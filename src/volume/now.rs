@@ -73,7 +73,9 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         data: &mut [u8],
     ) -> Option<Result<(), Status>> {
         if self.volume.tagged {
-            self.tags.prefetch((zone, read.generation), read.first);
+            self.volume
+                .tags
+                .prefetch((zone, read.generation), read.first);
         }
         let into_zone = self.volume.geometry().block_bytes(read.first);
         let offset = self.volume.layout.data_offset(zone) + into_zone;
@@ -94,12 +96,12 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     /// The slots of a read, from the cache or the medium.
     fn slots_now(&mut self, zone: ZoneIndex, read: &ReadPiece) -> Option<SlotSource> {
         if self.has_cached_slots(zone, read) {
-            return Some(SlotSource::Cache);
+            return Some(SlotSource::Gathered);
         }
         let counters = &self.volume.integrity;
         counters.slot_reads.fetch_add(1, Ordering::Relaxed);
         self.counters.slot_reads += 1;
-        if self.tags.wants_page() {
+        if self.volume.tags.wants_page() {
             return self.slot_pages_now(zone, read);
         }
         let mut slots = self.fresh_slots.pop().unwrap_or_default();
@@ -124,7 +126,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             self.pool.give(pages);
             return None;
         }
-        self.tags.put((zone, read.generation), range, &pages);
+        self.volume.tags.put((zone, read.generation), range, &pages);
         Some(SlotSource::Pages(pages))
     }
 }

@@ -125,8 +125,10 @@ pub(super) struct Op<P> {
 pub(super) enum SlotSource {
     /// The cipher has none, or they are being read.
     None,
-    /// In the channel's cache, unless they lose their place there.
+    /// In the cache, unless they lose their place there.
     Cache,
+    /// Copied from the cache just now, into the channel's scratch.
+    Gathered,
     /// In pages that were read for this piece.
     Pages(IoBuf),
     /// Read after what the cache had did not fit.

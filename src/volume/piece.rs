@@ -151,13 +151,11 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         Ok(())
     }
 
-    /// Whether the cache has a piece's slots.
+    /// Whether the cache has a piece's slots; they are in `self.slots` then.
     pub(super) fn has_cached_slots(&mut self, zone: ZoneIndex, read: &ReadPiece) -> bool {
         let whose = (zone, read.generation);
-        let found = self
-            .tags
-            .get(whose, read.first, read.count, &mut self.slots)
-            .is_some();
+        let tags = &self.volume.tags;
+        let found = tags.get(whose, read.first, read.count, &mut self.slots);
         self.counters.tag_hits += u64::from(found);
         found
     }
@@ -378,7 +376,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         match (result, buf) {
             (Ok(()), Some(buf)) if slots => {
                 let range = PageRange::of(read.first, read.count);
-                self.tags.put((zone, read.generation), range, &buf);
+                self.volume.tags.put((zone, read.generation), range, &buf);
                 read.slots = SlotSource::Pages(buf);
             }
             (Ok(()), Some(buf)) => read.data = Some(buf),
@@ -419,7 +417,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         match slots {
             SlotSource::Pages(pages) => self.pool.give(pages),
             SlotSource::Fresh(slots) => self.fresh_slots.push(slots),
-            SlotSource::None | SlotSource::Cache => {}
+            SlotSource::None | SlotSource::Cache | SlotSource::Gathered => {}
         }
     }
 
@@ -469,14 +467,17 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         match self.key(zone, read.generation) {
             Ok(key) => {
                 let whose = (zone, read.generation);
-                let cached = matches!(read.slots, SlotSource::Cache);
+                let cached = matches!(read.slots, SlotSource::Cache | SlotSource::Gathered);
                 let slots = match &read.slots {
-                    SlotSource::None => &[],
+                    SlotSource::None => &[][..],
+                    SlotSource::Gathered => self.slots.as_slice(),
                     SlotSource::Cache => {
-                        let scratch = &mut self.slots;
-                        let found = self.tags.get(whose, read.first, read.count, scratch);
-                        // Another page may have taken its place meanwhile.
-                        found.ok_or(Undelivered::Stale)?
+                        let tags = &self.volume.tags;
+                        if !tags.get(whose, read.first, read.count, &mut self.slots) {
+                            // Another page has taken its place meanwhile.
+                            return Err(Undelivered::Stale);
+                        }
+                        self.slots.as_slice()
                     }
                     SlotSource::Fresh(slots) => slots,
                     SlotSource::Pages(pages) => slots_in(pages, read),
@@ -486,7 +487,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                     Err(OpenError::Bad(_)) if self.is_erased(zone, read.generation) => data.fill(0),
                     Err(OpenError::Bad(_)) if cached => {
                         let range = PageRange::of(read.first, read.count);
-                        self.tags.forget(whose, range);
+                        self.volume.tags.forget(whose, range);
                         return Err(Undelivered::Stale);
                     }
                     Err(OpenError::Bad(bad)) => return Err(self.say_bad(zone, &bad).into()),

@@ -178,9 +178,14 @@ impl<M: Medium> Worker<M> {
         queue: &Queue,
         memory: &'m GuestMemoryMmap,
     ) -> impl FnMut(&mut Self) -> bool + use<'m, M> {
-        let mut rings = Rings::find(queue, memory).ok();
+        // What lies in a ring from which nothing can be taken is no work.
+        let mut rings = self.takes().then(|| Rings::find(queue, memory));
         move |worker| {
-            let ring = rings.as_mut().is_none_or(|r| r.look().unwrap_or(true));
+            let ring = rings.as_mut().is_some_and(|rings| match rings {
+                Ok(rings) => rings.look().unwrap_or(true),
+                // The next pass says so.
+                Err(_) => true,
+            });
             ring || worker.channel.as_mut().is_some_and(Channel::is_ready)
         }
     }
@@ -193,12 +198,17 @@ impl<M: Medium> Worker<M> {
         };
         self.listening = true;
         match rings.listen() {
-            Ok(more) => more && self.channel.as_ref().is_some_and(Channel::has_room),
+            Ok(more) => more && self.takes(),
             Err(e) => {
                 self.break_ring(&e);
                 false
             }
         }
+    }
+
+    /// Whether a pass would take a chain that lies in the ring.
+    fn takes(&self) -> bool {
+        !self.broken && self.channel.as_ref().is_some_and(Channel::has_room)
     }
 
     /// Whatever other threads left for this queue wakes it no more until there is something new.
@@ -237,6 +247,8 @@ impl<M: Medium> Worker<M> {
             }
         }
         self.service(queue, memory, None);
+        // Whoever serves the ring next may wait for a kick before it looks.
+        self.rest(queue, memory);
         let idle = self.channel.as_ref().is_none_or(Channel::is_idle);
         self.channel = None;
         idle

@@ -242,6 +242,30 @@ mod tests {
         }
     }
 
+    /// Processor time that the daemon has used, in hundredths of a second.
+    fn ticks(rig: &Rig) -> u64 {
+        let pid = rig.daemon.as_ref().unwrap().pid();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let (_, after_name) = stat.rsplit_once(')').unwrap();
+        let fields = after_name.split_whitespace().skip(11).take(2);
+        fields.map(|field| field.parse::<u64>().unwrap()).sum()
+    }
+
+    #[test]
+    fn a_ring_that_claims_more_than_it_holds_is_left_alone() {
+        let rig = Rig::new(&PLAIN, &[]);
+        let mut f = Frontend::open(&rig.socket());
+        f.queue().assert_alive();
+        let ring = &f.queue().ring;
+        ring.set_avail_index(ring.next_avail().wrapping_add(ring.size() + 1));
+        f.queue().force_kick();
+        let before = ticks(&rig);
+        std::thread::sleep(Duration::from_secs(1));
+        let used = ticks(&rig) - before;
+        assert!(used < 20, "{used} hundredths of a second spent on nothing");
+        f.stop_queue(0).unwrap();
+    }
+
     #[test]
     fn malformed_indirect_tables_are_refused_and_harmless() {
         let rig = Rig::new(&PLAIN, &[]);

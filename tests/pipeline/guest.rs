@@ -176,6 +176,19 @@ impl Guest {
         head
     }
 
+    /// Says that so many requests more than there are lie in the ring.
+    pub fn claim(&self, more: u16) {
+        let index = self.next_available.wrapping_add(more).to_le();
+        self.memory
+            .store(index, GuestAddress(AVAILABLE + 2), Ordering::Release)
+            .expect("guest memory");
+    }
+
+    /// Whether the device wants no kicks, as far as a ring without event indices says so.
+    pub fn is_hushed(&self) -> bool {
+        self.get::<1>(USED)[0] & 1 != 0
+    }
+
     /// Takes an answer out of the ring, if there is one. Every request must succeed.
     pub fn reap(&mut self) -> bool {
         let index: u16 = self

@@ -158,6 +158,25 @@ impl<M: Medium> Rig<M> {
         let (queue, memory) = self.guest.device_side();
         self.worker.service(queue, memory, Some(&self.policy))
     }
+
+    /// Whether a worker that watches would begin another pass at once.
+    pub fn sees_something(&mut self) -> bool {
+        let (queue, memory) = self.guest.device_side();
+        let mut look = self.worker.watch(queue, memory);
+        look(&mut self.worker)
+    }
+
+    /// What the worker does before it sleeps. `true`: it begins another pass instead.
+    pub fn rest(&mut self) -> bool {
+        let (queue, memory) = self.guest.device_side();
+        self.worker.rest(queue, memory)
+    }
+
+    /// Stops the queue.
+    pub fn stop(&mut self) {
+        let (queue, memory) = self.guest.device_side();
+        assert!(self.worker.drain(queue, memory, PATIENCE), "it drains");
+    }
 }
 
 fn format(medium: &impl Medium, shape: &Shape, credential: &Credential) {

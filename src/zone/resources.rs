@@ -50,9 +50,11 @@ impl Resources {
         self.lingering += u32::from(to);
     }
 
-    /// No zone more may become active.
-    pub(super) fn active_full(&self) -> bool {
-        self.max_active != 0 && self.active + self.lingering >= self.max_active
+    /// No zone more may become active; of those that linger the one that asks does not count
+    /// (`lingers`).
+    pub(super) fn active_full(&self, lingers: bool) -> bool {
+        let taken = self.active + self.lingering - u32::from(lingers);
+        self.max_active != 0 && taken >= self.max_active
     }
 
     /// No zone more may become open.

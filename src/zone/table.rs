@@ -52,7 +52,9 @@ impl Inner {
             return Ok(None);
         }
         // Both limits hit: the specification lets ACTIVE_RESOURCE win.
-        if !state.is_active() && self.resources.active_full() {
+        // A zone whose record still says that it is active takes its own slot again.
+        let lingers = self.zone(index).is_some_and(|zone| zone.lingers());
+        if !state.is_active() && self.resources.active_full(lingers) {
             return Err(ZoneError::ActiveResource);
         }
         if !self.resources.open_full() {

@@ -521,6 +521,20 @@ fn an_active_slot_is_free_once_the_record_says_so() {
 }
 
 #[test]
+fn a_zone_whose_record_lags_behind_takes_its_own_slot_again() {
+    let table = fresh();
+    for zone in 1..=4 {
+        write(&table, zone, 1);
+    }
+    assert!(granted(table.begin_reset(ZoneIndex(2), ticket(0))));
+    table.apply_reset(ZoneIndex(2), ZoneSalt([9; 32]));
+    table.end_reset(ZoneIndex(2), true);
+    assert_eq!(refused(&table, 5, None, 1), ZoneError::ActiveResource);
+    write(&table, 2, 1);
+    assert_eq!(table.resources().1, 4);
+}
+
+#[test]
 fn a_zone_without_a_record_is_offline() {
     let table = Table::new(geometry(), vec![], Opening::Clean, Epoch(1));
     assert_eq!(state(&table, 3), ZoneState::Offline);

@@ -4,11 +4,9 @@
 //! and takes half the time. Whenever something is not at hand it goes the way of all others
 //! (`piece`), from the start; nothing has reached the guest then.
 
-use std::sync::atomic::Ordering;
-
-use crate::geometry::{Blocks, SECTOR_SIZE, ZoneIndex};
+use crate::geometry::{SECTOR_SIZE, ZoneIndex};
 use crate::integrity::SLOT_LEN;
-use crate::request::{Outcome, Span, Status, blocks_of};
+use crate::request::{Outcome, Span, Status};
 use crate::store::{Medium, Part, Store};
 
 use super::channel::Channel;
@@ -36,28 +34,15 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         if span.len > in_zone.min(PIECE as u64) || !self.backlog.is_empty() {
             return None;
         }
-        let view = match self.volume.table.admit_read(zone) {
-            Ok(view) => view,
-            Err(error) => return Some(Err(error.into())),
+        let mut read = match self.plan_read(zone, span, 0) {
+            Ok(read) => read,
+            Err(status) => return Some(Err(status)),
         };
-        let (first, count) = blocks_of(&geometry, zone, span);
-        let valid = Blocks(view.written.0.saturating_sub(first.0).min(count.0));
-        let stored = geometry.block_bytes(valid);
+        let stored = span.len - read.zeroes;
         if stored == 0 {
             return Some(self.scatter_zeroes(id, 0, span.len));
         }
         let mut data = self.pool.take(usize::try_from(stored).ok()?)?;
-        let mut read = ReadPiece {
-            generation: view.generation,
-            first,
-            count: valid,
-            offset: 0,
-            zeroes: span.len - stored,
-            flying: 0,
-            data: None,
-            slots: SlotSource::None,
-            failed: None,
-        };
         let result = self.fetch(id, zone, &mut read, &mut data);
         self.recycle(read.slots);
         self.pool.give(data);
@@ -98,9 +83,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         if self.has_cached_slots(zone, read) {
             return Some(SlotSource::Gathered);
         }
-        let counters = &self.volume.integrity;
-        counters.slot_reads.fetch_add(1, Ordering::Relaxed);
-        self.counters.slot_reads += 1;
+        self.count_slot_read();
         if self.volume.tags.wants_page() {
             return self.slot_pages_now(zone, read);
         }

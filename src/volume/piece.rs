@@ -66,17 +66,39 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         }
     }
 
-    fn begin_read_piece(&mut self, id: u32, zone: ZoneIndex, span: Span) -> Progress {
-        let view = match self.volume.table.admit_read(zone) {
-            Ok(view) => view,
-            Err(error) => return self.fail_transfer(id, error.into()),
-        };
-        let geometry = *self.volume.geometry();
-        let len = span.len.min(PIECE as u64);
-        let (first, count) = blocks_of(&geometry, zone, Span { len, ..span });
+    /// What a read of a stretch of one zone is made of, for `offset` of the payload: blocks that are
+    /// stored, and zeroes behind them.
+    pub(super) fn plan_read(
+        &self,
+        zone: ZoneIndex,
+        span: Span,
+        offset: u64,
+    ) -> Result<ReadPiece, Status> {
+        let view = self.volume.table.admit_read(zone)?;
+        let geometry = self.volume.geometry();
+        let (first, count) = blocks_of(geometry, zone, span);
         let valid = Blocks(view.written.0.saturating_sub(first.0).min(count.0));
-        let stored = geometry.block_bytes(valid);
+        Ok(ReadPiece {
+            generation: view.generation,
+            first,
+            count: valid,
+            offset,
+            zeroes: span.len - geometry.block_bytes(valid),
+            flying: 0,
+            data: None,
+            slots: SlotSource::None,
+            failed: None,
+        })
+    }
+
+    fn begin_read_piece(&mut self, id: u32, zone: ZoneIndex, span: Span) -> Progress {
+        let len = span.len.min(PIECE as u64);
         let offset = self.transfer(id).map_or(0, |transfer| transfer.offset);
+        let read = match self.plan_read(zone, Span { len, ..span }, offset) {
+            Ok(read) => read,
+            Err(status) => return self.fail_transfer(id, status),
+        };
+        let stored = len - read.zeroes;
         if stored == 0 {
             return match self.scatter_zeroes(id, offset, len) {
                 Ok(()) => self.advance(id, len, 0),
@@ -86,17 +108,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         let Some((token, buf)) = self.piece_and_buffer(stored) else {
             return Progress::Starved;
         };
-        let read = ReadPiece {
-            generation: view.generation,
-            first,
-            count: valid,
-            offset,
-            zeroes: len - stored,
-            flying: 1,
-            data: None,
-            slots: SlotSource::None,
-            failed: None,
-        };
+        let read = ReadPiece { flying: 1, ..read };
         match self.submit_read(token, id, zone, read, buf) {
             Ok(()) => self.advance(id, len, 1),
             Err(buf) => {
@@ -133,9 +145,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 };
                 read.flying += 1;
                 slots = Some(StoreOp::ReadMetadata { offset, buf: pages });
-                let counters = &self.volume.integrity;
-                counters.slot_reads.fetch_add(1, Ordering::Relaxed);
-                self.counters.slot_reads += 1;
+                self.count_slot_read();
             }
         }
         let offset = self.volume.layout.data_offset(zone) + geometry.block_bytes(read.first);
@@ -158,6 +168,12 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         let found = tags.get(whose, read.first, read.count, &mut self.slots);
         self.counters.tag_hits += u64::from(found);
         found
+    }
+
+    pub(super) fn count_slot_read(&mut self) {
+        let counters = &self.volume.integrity;
+        counters.slot_reads.fetch_add(1, Ordering::Relaxed);
+        self.counters.slot_reads += 1;
     }
 
     /// Encrypts the next piece of a write into a stretch, which goes to the store with the others of

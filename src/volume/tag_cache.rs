@@ -185,20 +185,9 @@ fn none_blank(slots: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::integrity::SLOT_LEN;
+    use crate::volume::tags::tests::{pages, slots};
 
     const WHOSE: (ZoneIndex, Generation) = (ZoneIndex(3), Generation(1));
-
-    fn pages(count: u64) -> Vec<u8> {
-        let slots = 0..u32::try_from(count * SLOTS_PER_PAGE).unwrap();
-        slots
-            .flat_map(|slot| slot.to_le_bytes().repeat(SLOT_LEN / 4))
-            .collect()
-    }
-
-    fn slots(first: u64, count: u64) -> Vec<u8> {
-        let bytes = |slots: u64| usize::try_from(slots).unwrap() * SLOT_LEN;
-        pages(8)[bytes(first)..][..bytes(count)].to_vec()
-    }
 
     fn find(cache: &TagCache, whose: (ZoneIndex, Generation), at: u64, count: u64) -> Vec<u8> {
         let mut slots = vec![];

@@ -147,17 +147,17 @@ impl PageRange {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn pages(count: u64) -> Vec<u8> {
+    pub(in crate::volume) fn pages(count: u64) -> Vec<u8> {
         let slots = 0..u32::try_from(count * SLOTS_PER_PAGE).unwrap();
         slots
             .flat_map(|slot| slot.to_le_bytes().repeat(SLOT_LEN / 4))
             .collect()
     }
 
-    fn slots(first: u64, count: u64) -> Vec<u8> {
+    pub(in crate::volume) fn slots(first: u64, count: u64) -> Vec<u8> {
         let bytes = |slots: u64| usize::try_from(slots).unwrap() * SLOT_LEN;
         pages(8)[bytes(first)..][..bytes(count)].to_vec()
     }

@@ -14,7 +14,7 @@ use signal_hook::iterator::Signals;
 use uuid::Uuid;
 
 use crate::crypt::Cipher;
-use crate::device::{DeviceOptions, Server, Stop};
+use crate::device::{DeviceOptions, Server, Stop, ThreadHook};
 use crate::format::Unlocked;
 use crate::format::image::unlock;
 use crate::geometry::Model;
@@ -252,6 +252,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
         },
         serial: serial(args, &volume),
         stats,
+        thread_started: ThreadHook::default(),
     };
     let served = server.run(&volume, &device, &stop);
     let closed = volume.close();

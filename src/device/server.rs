@@ -23,7 +23,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::store::Medium;
 use crate::volume::Volume;
 
-use super::{Device, DeviceOptions};
+use super::{Device, DeviceOptions, ThreadKind};
 
 /// Who may connect: the owner.
 const SOCKET_MODE: u32 = 0o600;
@@ -163,6 +163,7 @@ impl Server {
         for fd in [self.listener.as_raw_fd(), stop.event.as_raw_fd()] {
             events.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))?;
         }
+        options.thread_started.call(ThreadKind::FrontEnd)?;
         loop {
             if stop.is_requested() {
                 return Ok(());

@@ -125,7 +125,12 @@ impl Daemon {
     /// # Panics
     /// If it is not ready in time.
     pub fn serve(image: &Image, options: &[&str]) -> Self {
-        let mut daemon = Self::spawn(image, "sock", options);
+        Self::serve_in(image, options, &[])
+    }
+
+    /// [`Daemon::serve`] with more in its environment.
+    pub fn serve_in(image: &Image, options: &[&str], environment: &[(&str, String)]) -> Self {
+        let mut daemon = Self::spawn_in(image, "sock", options, environment);
         let deadline = Instant::now() + PATIENCE;
         while !daemon.ready() {
             if let Some(status) = wait_until(&mut daemon.child, Instant::now()) {
@@ -139,6 +144,16 @@ impl Daemon {
 
     /// Starts `serve` on the socket `name` without waiting for anything.
     pub fn spawn(image: &Image, name: &str, options: &[&str]) -> Self {
+        Self::spawn_in(image, name, options, &[])
+    }
+
+    /// [`Daemon::spawn`] with more in its environment.
+    pub fn spawn_in(
+        image: &Image,
+        name: &str,
+        options: &[&str],
+        environment: &[(&str, String)],
+    ) -> Self {
         let socket = image.dir().join(name);
         // A killed daemon leaves its socket behind: were it still there, "the socket exists" would say nothing.
         match fs::remove_file(&socket) {
@@ -159,6 +174,7 @@ impl Daemon {
             .arg("--key-file")
             .arg(image.key())
             .args(options)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("log file"))
             .stderr(output)

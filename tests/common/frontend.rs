@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
+use super::inflight::Inflight;
 use super::memory::{GuestRam, Span};
 use super::queue::Queue;
 use super::request::{CONFIG_SIZE, Config};
@@ -134,6 +135,8 @@ pub struct Frontend {
     pub protocol_offered: VhostUserProtocolFeatures,
     /// Protocol features that were taken.
     pub protocol: VhostUserProtocolFeatures,
+    /// What the back-end keeps here for the one after it, if it was asked to.
+    pub inflight: Option<Inflight>,
     options: Options,
     socket: PathBuf,
 }
@@ -160,6 +163,7 @@ impl Frontend {
         let mut frontend = Self::negotiate(socket, options)?;
         frontend.set_features()?;
         frontend.set_memory()?;
+        frontend.set_inflight()?;
         frontend.start_queues()?;
         Ok(frontend)
     }
@@ -176,6 +180,7 @@ impl Frontend {
             features: 0,
             protocol_offered: VhostUserProtocolFeatures::empty(),
             protocol: VhostUserProtocolFeatures::empty(),
+            inflight: None,
             options,
             socket: socket.to_path_buf(),
         };
@@ -233,6 +238,24 @@ impl Frontend {
         self.wire.tell(FrontendReq::SET_MEM_TABLE, &body, &fds)
     }
 
+    /// Hands the inflight region over, and asks for one first if there is none yet; nothing without
+    /// the protocol feature.
+    pub fn set_inflight(&mut self) -> Result<(), WireError> {
+        if !self
+            .protocol
+            .contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
+        {
+            return Ok(());
+        }
+        let region = match self.inflight.take() {
+            Some(region) => region,
+            None => Inflight::get(&mut self.wire, self.options.queues, self.options.queue_size)?,
+        };
+        let handed = region.set(&mut self.wire);
+        self.inflight = Some(region);
+        handed
+    }
+
     /// Makes the queues of the options and starts them.
     pub fn start_queues(&mut self) -> Result<(), WireError> {
         let event_idx = self.features & feature::EVENT_IDX != 0;
@@ -247,11 +270,17 @@ impl Frontend {
 
     /// Hands one queue over at its present position and enables it.
     pub fn start_queue(&mut self, at: usize) -> Result<(), WireError> {
+        let base = self.queues[at].ring.next_used();
+        self.start_queue_from(at, base)
+    }
+
+    /// [`Frontend::start_queue`] with any base for the position in the available ring.
+    pub fn start_queue_from(&mut self, at: usize, base: u16) -> Result<(), WireError> {
         let queue = &self.queues[at];
         let wire = &mut self.wire;
         let index = u32::from(queue.index);
         let size = u32::from(queue.ring.size());
-        let base = u32::from(queue.ring.next_used());
+        let base = u32::from(base);
         wire.tell(FrontendReq::SET_VRING_NUM, &words(&[index, size]), &[])?;
         wire.tell(FrontendReq::SET_VRING_BASE, &words(&[index, base]), &[])?;
         let [desc, avail, used] = queue.ring.addresses().map(|gpa| self.ram.user_addr(gpa));
@@ -330,8 +359,19 @@ impl Frontend {
         &mut self.queues[0]
     }
 
-    /// Connects anew (to a restarted back-end) with the same memory and the rings as they stand.
+    /// Connects anew (to a restarted back-end) with the same memory, the inflight region if there is
+    /// one, and the rings as they stand.
     pub fn reconnect(&mut self) -> Result<(), WireError> {
+        let bases: Vec<_> = self
+            .queues
+            .iter()
+            .map(|q| Some(q.ring.next_used()))
+            .collect();
+        self.reconnect_at(&bases)
+    }
+
+    /// [`Frontend::reconnect`] with the base of each queue; one without stays stopped.
+    pub fn reconnect_at(&mut self, bases: &[Option<u16>]) -> Result<(), WireError> {
         self.wire = Wire::connect(&self.socket)?;
         let taken = self.features;
         self.handshake()?;
@@ -343,8 +383,11 @@ impl Frontend {
         }
         self.set_features()?;
         self.set_memory()?;
-        for at in 0..self.queues.len() {
-            self.start_queue(at)?;
+        self.set_inflight()?;
+        for (at, base) in bases.iter().enumerate() {
+            if let Some(base) = base {
+                self.start_queue_from(at, *base)?;
+            }
         }
         Ok(())
     }

@@ -9,6 +9,7 @@
 pub mod daemon;
 pub mod disk;
 pub mod frontend;
+pub mod inflight;
 pub mod memory;
 pub mod ops;
 pub mod queue;

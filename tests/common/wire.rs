@@ -4,6 +4,7 @@
 //! here every wait ends, and a test may send any bytes with any descriptors.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
@@ -145,6 +146,25 @@ impl Wire {
     pub fn receive(&mut self) -> Result<Message, WireError> {
         let mut header = [0; 12];
         self.sock.read_exact(&mut header)?;
+        self.receive_body(header)
+    }
+
+    /// Receives one message and the descriptor that comes with it; more than one is an error.
+    pub fn receive_file(&mut self) -> Result<(Message, Option<File>), WireError> {
+        let mut header = [0; 12];
+        let (got, file) = self
+            .sock
+            .recv_with_fd(&mut header)
+            .map_err(|err| WireError::from(io::Error::from(err)))?;
+        match got {
+            0 => Err(WireError::Closed),
+            12 => Ok((self.receive_body(header)?, file)),
+            // Nobody sends a header in two pieces.
+            _ => Err(WireError::Garbled(format!("header of {got} bytes"))),
+        }
+    }
+
+    fn receive_body(&mut self, header: [u8; 12]) -> Result<Message, WireError> {
         let [request, flags, len] = [0, 4, 8].map(|at| le32(&header, at));
         if len > 0x1_0000 {
             return Err(WireError::Garbled(format!("answer of {len} bytes")));
@@ -167,6 +187,21 @@ impl Wire {
             return Err(WireError::Garbled(format!("{answer:?} to {request:?}")));
         }
         Ok(answer.body)
+    }
+
+    /// Like [`Wire::ask`] for an answer that brings a descriptor.
+    pub fn ask_file(
+        &mut self,
+        request: FrontendReq,
+        body: &[u8],
+    ) -> Result<(Vec<u8>, Option<File>), WireError> {
+        let code = request as u32;
+        self.send(code, 0, body, &[])?;
+        let (answer, file) = self.receive_file()?;
+        if answer.request != code || answer.flags != FLAG_VERSION | FLAG_REPLY {
+            return Err(WireError::Garbled(format!("{answer:?} to {request:?}")));
+        }
+        Ok((answer.body, file))
     }
 
     /// Like [`Wire::ask`] for an answer that is one 64-bit number.

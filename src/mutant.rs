@@ -1,9 +1,16 @@
-//! Faults built in on purpose, one at a time, so that the crash simulator can show that it would find
-//! them. Only with the feature `mutants`, which nothing but that test turns on: without it every
-//! question here is answered "no" when compiled.
+//! Faults built in on purpose, one at a time, so that the crash simulator and the campaign of killed
+//! daemons can show that they would find them, and points at which a daemon ends itself. Only with the
+//! feature `mutants`, which nothing but those tests turns on: without it every question here is answered
+//! "no" when compiled.
+//!
+//! A daemon takes its fault from `ZONEVAULT_MUTANT` (`forget-intent`) and the point of its end from
+//! `ZONEVAULT_DIE_AT` (`granted`, or `granted:7` for the seventh time that it is passed).
 
 #[cfg(feature = "mutants")]
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{
+    LazyLock, OnceLock,
+    atomic::{AtomicU8, AtomicU64, Ordering},
+};
 
 /// What can be done wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,10 +32,12 @@ pub enum Mutant {
     FlushWithoutSync,
     /// A zone takes writes before the record of what a failed write used up is durable.
     NoFence,
+    /// What a daemon that died had begun is begun as if it were new.
+    ForgetIntent,
 }
 
 impl Mutant {
-    /// All of them.
+    /// All that the simulator can find.
     pub const ALL: [Self; 8] = [
         Self::AcknowledgeOutOfOrder,
         Self::KeepEpoch,
@@ -54,10 +63,95 @@ impl Mutant {
 }
 
 #[cfg(feature = "mutants")]
-static CHOSEN: AtomicU8 = AtomicU8::new(0);
+static CHOSEN: LazyLock<AtomicU8> = LazyLock::new(|| {
+    let named = std::env::var("ZONEVAULT_MUTANT").is_ok_and(|name| name == "forget-intent");
+    AtomicU8::new(if named { Mutant::ForgetIntent as u8 } else { 0 })
+});
 
 /// From now on the whole process does this wrong; `None`: nothing.
 #[cfg(feature = "mutants")]
 pub fn choose(mutant: Option<Mutant>) {
     CHOSEN.store(mutant.map_or(0, |mutant| mutant as u8), Ordering::Relaxed);
 }
+
+/// Where a daemon can be made to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// A write has its place.
+    Granted,
+    /// What an operation is about to change is noted.
+    IntentWritten,
+    /// Data is on its way to the store.
+    DataSubmitted,
+    /// It is there.
+    DataWritten,
+    /// A zone's record is written, and nobody told.
+    RecordWritten,
+    /// The record of a reset is written.
+    ResetRecorded,
+    /// A request's status is in guest memory.
+    Answered,
+    /// The guest sees answers in the used ring.
+    Published,
+    /// Those requests do not count as in flight any more.
+    Cleared,
+}
+
+impl Point {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Granted,
+        Self::IntentWritten,
+        Self::DataSubmitted,
+        Self::DataWritten,
+        Self::RecordWritten,
+        Self::ResetRecorded,
+        Self::Answered,
+        Self::Published,
+        Self::Cleared,
+    ];
+
+    /// Its name in `ZONEVAULT_DIE_AT`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Granted => "granted",
+            Self::IntentWritten => "intent-written",
+            Self::DataSubmitted => "data-submitted",
+            Self::DataWritten => "data-written",
+            Self::RecordWritten => "record-written",
+            Self::ResetRecorded => "reset-recorded",
+            Self::Answered => "answered",
+            Self::Published => "published",
+            Self::Cleared => "cleared",
+        }
+    }
+}
+
+#[cfg(feature = "mutants")]
+struct End {
+    point: Point,
+    left: AtomicU64,
+}
+
+#[cfg(feature = "mutants")]
+fn end_from_environment() -> Option<End> {
+    let text = std::env::var("ZONEVAULT_DIE_AT").ok()?;
+    let (name, count) = text.split_once(':').unwrap_or((&text, "1"));
+    let point = Point::ALL.into_iter().find(|point| point.name() == name)?;
+    let left = AtomicU64::new(count.parse().ok()?);
+    Some(End { point, left })
+}
+
+/// Ends the process at once, as if it were killed, if this is where it is to end.
+#[cfg(feature = "mutants")]
+pub(crate) fn pass(point: Point) {
+    static END: OnceLock<Option<End>> = OnceLock::new();
+    let end = END.get_or_init(end_from_environment).as_ref();
+    if end.is_some_and(|end| end.point == point && end.left.fetch_sub(1, Ordering::Relaxed) == 1) {
+        std::process::abort();
+    }
+}
+
+/// Ends the process if this is where it is to end: never.
+#[cfg(not(feature = "mutants"))]
+pub(crate) const fn pass(_point: Point) {}

@@ -7,29 +7,34 @@
 //! ring for a moment, and before it sleeps it [rests](Worker::rest): only from then on does it want to
 //! be kicked.
 
+pub mod inflight;
 mod poll;
 mod ring;
 pub mod stats;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{error, warn};
+use log::{error, info, warn};
+use thiserror::Error;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::geometry::ZoneIndex;
 use crate::limit::LogLimit;
+use crate::mutant::{self, Point};
 use crate::request::{
     Chain, Command, DescriptorTable, Malformed, MemoryFault, Outcome, Policy, REPORT_ENTRY_LEN,
     REPORT_HEADER_LEN, Request, SERIAL_LEN, Status, encode_zone, report_header,
 };
 use crate::store::Medium;
 use crate::volume::{Channel, Finished, Payload, Volume, channel};
-use crate::zone::ZoneInfo;
+use crate::zone::{Intent, ZoneInfo};
 
+use inflight::{InflightError, InflightQueue, Note, Past};
 pub use poll::PollWindow;
 use ring::{RingError, Rings};
 use stats::{Collector, Mark, QueueStats};
@@ -49,6 +54,8 @@ static MALFORMED: LogLimit = LogLimit::new();
 #[derive(Debug)]
 struct Flight {
     chain: Chain,
+    /// If the front-end keeps what is in flight.
+    note: Option<Note>,
     /// If the queue counts.
     mark: Option<Mark>,
 }
@@ -60,6 +67,29 @@ impl Payload for Flight {
 
     fn scatter(&self, offset: u64, data: &[u8]) -> Result<(), MemoryFault> {
         self.chain.write(offset, data)
+    }
+
+    fn intend(&self, intent: Intent) {
+        if let Some(note) = &self.note {
+            note.intend(intent);
+        }
+    }
+}
+
+/// Why a queue cannot go on where it was.
+#[derive(Debug, Error)]
+pub enum TrackError {
+    /// The ring.
+    #[error("{0}")]
+    Ring(String),
+    /// What the front-end keeps.
+    #[error("what the front-end keeps of the queue cannot be used: {0}")]
+    Inflight(#[from] InflightError),
+}
+
+impl From<RingError> for TrackError {
+    fn from(error: RingError) -> Self {
+        Self::Ring(error.to_string())
     }
 }
 
@@ -88,6 +118,10 @@ pub struct Worker<M: Medium> {
     listening: bool,
     /// Boxed: most workers count nothing.
     stats: Option<Box<Collector>>,
+    /// What the front-end keeps of the queue for a daemon that may die, if it does.
+    inflight: Option<InflightQueue>,
+    /// Chains that were in flight when the queue was served before, to be begun again.
+    begun_before: VecDeque<(u16, Past)>,
 }
 
 impl<M: Medium> Worker<M> {
@@ -103,6 +137,8 @@ impl<M: Medium> Worker<M> {
             broken: false,
             listening: true,
             stats: None,
+            inflight: None,
+            begun_before: VecDeque::new(),
         }
     }
 
@@ -127,6 +163,36 @@ impl<M: Medium> Worker<M> {
             stats.start(depth);
         }
         Ok(event)
+    }
+
+    /// Goes on where `inflight` says that the queue stands, and keeps it up to date. To be called when
+    /// the queue is started, before its first pass; without, the queue goes on where it was told to,
+    /// and nothing is known of requests that a daemon before this one had begun.
+    ///
+    /// # Errors
+    /// The ring is not in guest memory, or is larger than what the front-end keeps of it. The queue is
+    /// not to be served.
+    pub fn track(
+        &mut self,
+        mut inflight: InflightQueue,
+        queue: &mut Queue,
+        memory: &GuestMemoryMmap,
+    ) -> Result<(), TrackError> {
+        let rings = Rings::find(queue, memory)?;
+        let (available, used) = rings.indices()?;
+        let resume = inflight.resume(queue.size(), available, used)?;
+        queue.set_next_avail(resume.next_available);
+        queue.set_next_used(used);
+        if !resume.heads.is_empty() {
+            info!(
+                "queue {}: goes on with {} requests that were in flight",
+                self.index,
+                resume.heads.len()
+            );
+        }
+        self.begun_before = resume.heads.into();
+        self.inflight = Some(inflight);
+        Ok(())
     }
 
     /// Whether the queue is started.
@@ -251,6 +317,8 @@ impl<M: Medium> Worker<M> {
         self.rest(queue, memory);
         let idle = self.channel.as_ref().is_none_or(Channel::is_idle);
         self.channel = None;
+        self.inflight = None;
+        self.begun_before.clear();
         idle
     }
 
@@ -275,18 +343,24 @@ impl<M: Medium> Worker<M> {
     }
 
     fn reply(&mut self, rings: &mut Rings<'_>, flight: Flight, outcome: Outcome) {
-        let Flight { mut chain, mark } = flight;
+        let Flight {
+            mut chain, mark, ..
+        } = flight;
         if let (Some(mark), Some(stats)) = (mark, &mut self.stats) {
             stats.ended(mark, outcome);
         }
         // Memory that went away takes the answer with it; the chain is handed back all the same.
         let written = chain.answer(outcome).unwrap_or(0);
+        mutant::pass(Point::Answered);
         self.give_back(rings, chain.head(), written);
         chain.release();
         self.spare.push(chain);
     }
 
     fn give_back(&mut self, rings: &mut Rings<'_>, head: u16, len: u32) {
+        if let Some(inflight) = &mut self.inflight {
+            inflight.give_back(head);
+        }
         if let Err(e) = rings.give_back(head, len) {
             self.break_ring(&e);
         }
@@ -294,10 +368,16 @@ impl<M: Medium> Worker<M> {
 
     /// `true` if the guest wants to be told.
     fn publish(&mut self, rings: &mut Rings<'_>) -> bool {
-        rings.publish().unwrap_or_else(|e| {
+        let notify = rings.publish().unwrap_or_else(|e| {
             self.break_ring(&e);
             true
-        })
+        });
+        if let Some(inflight) = &mut self.inflight {
+            mutant::pass(Point::Published);
+            inflight.published(rings.used_index());
+            mutant::pass(Point::Cleared);
+        }
+        notify
     }
 
     fn break_ring(&mut self, why: &RingError) {
@@ -325,8 +405,8 @@ impl<M: Medium> Worker<M> {
                 taken.no_room = true;
                 return taken;
             }
-            let head = match rings.next() {
-                Ok(Some(head)) => head,
+            let (head, past) = match self.next(rings) {
+                Ok(Some(next)) => next,
                 Ok(None) => return taken,
                 Err(e) => {
                     self.break_ring(&e);
@@ -336,7 +416,7 @@ impl<M: Medium> Worker<M> {
             let at = self.stats.as_mut().map(|stats| stats.take());
             let mut chain = self.spare.pop().unwrap_or_default();
             match chain.collect(memory, table, head) {
-                Ok(()) => self.begin(rings, policy, chain, at),
+                Ok(()) => self.begin(rings, policy, chain, (at, past)),
                 Err(malformed) => {
                     self.refuse(rings, &chain, malformed);
                     self.spare.push(chain);
@@ -357,6 +437,18 @@ impl<M: Medium> Worker<M> {
         taken
     }
 
+    /// The next chain: one that was in flight before, with what is known of it, or one from the ring.
+    fn next(&mut self, rings: &mut Rings<'_>) -> Result<Option<(u16, Option<Past>)>, RingError> {
+        if let Some((head, past)) = self.begun_before.pop_front() {
+            return Ok(Some((head, Some(past))));
+        }
+        let head = rings.next()?;
+        if let (Some(head), Some(inflight)) = (head, &mut self.inflight) {
+            inflight.take(head);
+        }
+        Ok(head.map(|head| (head, None)))
+    }
+
     fn refuse(&mut self, rings: &mut Rings<'_>, chain: &Chain, malformed: Malformed) {
         if let Some(more) = MALFORMED.allow() {
             warn!(
@@ -371,28 +463,38 @@ impl<M: Medium> Worker<M> {
     }
 
     /// Starts the operation of a chain, or answers it from tables. `at`: when it was taken, if that is
-    /// counted.
+    /// counted; `past`: what is known of it, if it was begun before.
     fn begin(
         &mut self,
         rings: &mut Rings<'_>,
         policy: &Policy,
         chain: Chain,
-        at: Option<stats::Taken>,
+        (at, past): (Option<stats::Taken>, Option<Past>),
     ) {
         let Request { command, chain } = Request::parse(chain, policy);
         let mark = at.map(|at| Mark::new(at, command.as_ref()));
-        let outcome = match command {
-            Err(status) => Outcome::Done(status, 0),
-            Ok(Command::GetId) => self.get_id(&chain),
-            Ok(Command::Report(first)) => self.report(&chain, first),
-            Ok(command) => {
+        let note = self.inflight.as_ref().and_then(|i| i.note(chain.head()));
+        let flight = Flight { chain, note, mark };
+        let outcome = match (command, past) {
+            (Err(status), _) => Outcome::Done(status, 0),
+            (Ok(Command::GetId), _) => self.get_id(&flight.chain),
+            (Ok(Command::Report(first)), _) => self.report(&flight.chain, first),
+            // It may have been done, and nobody knows.
+            (Ok(_), Some(Past::Doubtful)) => Outcome::Done(Status::IoError, 0),
+            (Ok(command), past) => {
                 if let Some(channel) = &mut self.channel {
-                    channel.start(command, Flight { chain, mark });
+                    match past {
+                        None => channel.start(command, flight),
+                        Some(Past::Intended(intent)) => {
+                            channel.start_again(command, flight, Some(intent));
+                        }
+                        Some(_) => channel.start_again(command, flight, None),
+                    }
                 }
                 return;
             }
         };
-        self.reply(rings, Flight { chain, mark }, outcome);
+        self.reply(rings, flight, outcome);
     }
 
     fn get_id(&self, chain: &Chain) -> Outcome {

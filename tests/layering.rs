@@ -21,7 +21,9 @@ mod tests {
         ),
         (
             "queue",
-            &["geometry", "limit", "request", "store", "volume", "zone"],
+            &[
+                "geometry", "limit", "mutant", "request", "store", "volume", "zone",
+            ],
         ),
         (
             "volume",

@@ -177,6 +177,21 @@ impl<'m> Rings<'m> {
         self.look()
     }
 
+    /// The index up to which the driver sees what was handed back.
+    pub(super) fn used_index(&self) -> u16 {
+        self.published
+    }
+
+    /// The indices of both rings as they stand in guest memory: available, used. For who begins in the
+    /// middle of a ring's life.
+    pub(super) fn indices(&self) -> Result<(u16, u16), RingError> {
+        let index = |part: &VolatileSlice<'_>| {
+            let value = part.load::<u16>(INDEX, Ordering::Acquire);
+            value.map(u16::from_le).map_err(|_| RingError::Unaligned)
+        };
+        Ok((index(&self.available)?, index(&self.used)?))
+    }
+
     /// Ends the batch: the queue goes on from here.
     pub(super) fn leave(self, queue: &mut Queue) {
         queue.set_next_avail(self.next_available);

@@ -18,13 +18,13 @@ use log::error;
 use crate::geometry::{Blocks, Generation, SECTOR_SIZE, Sector, ZoneIndex, ZoneType};
 use crate::keyslot::{KeyCache, KeyId, KeyRef, KeyslotError};
 use crate::limit::LogLimit;
-use crate::mutant::Mutant;
+use crate::mutant::{self, Mutant, Point};
 use crate::request::{Command, Outcome, Span, Status, ZoneAction, blocks_of};
 use crate::store::{Completion, Medium, Op as StoreOp, Store, Token};
-use crate::zone::{Admission, Grant, Released, Ticket, ZoneError};
+use crate::zone::{Admission, Change, Grant, Released, Ticket, ZoneError};
 
 use super::fence::Fences;
-use super::op::{Direction, Finished, Op, Owners, Payload, Piece, Stage, Transfer};
+use super::op::{Direction, Finished, Op, Owners, Past, Payload, Piece, Stage, Transfer};
 use super::pool::Pool;
 use super::stretch::Stretches;
 use super::sync::SyncRound;
@@ -162,6 +162,10 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     /// Starts an operation. It ends in a later [`Channel::poll`]. Without room for it
     /// ([`Channel::has_room`]) it fails.
     pub fn start(&mut self, command: Command, payload: P) {
+        self.start_with(command, payload, Past::None);
+    }
+
+    pub(super) fn start_with(&mut self, command: Command, payload: P, past: Past) {
         let Some(id) = self.free_ops.pop() else {
             self.done.push(Finished {
                 payload,
@@ -174,6 +178,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 command,
                 payload,
                 stage: Stage::Parked,
+                past,
             });
         }
         self.begin(id);
@@ -214,10 +219,15 @@ impl<M: Medium, P: Payload> Channel<M, P> {
 
     /// Begins an operation, for the first time or once more after it was parked.
     fn begin(&mut self, id: u32) {
-        let Some(command) = self.op(id).map(|op| op.command) else {
+        let Some((command, past)) = self.op(id).map(|op| (op.command, op.past)) else {
             return;
         };
         let ticket = self.ticket(id);
+        if let Past::Begun(intent) = past
+            && self.begin_again(id, command, intent, ticket)
+        {
+            return;
+        }
         match command {
             Command::Read(span) => {
                 if !self.read_now(id, span) {
@@ -257,12 +267,26 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         self.begin_granted(id, admission, len);
     }
 
-    fn begin_granted(&mut self, id: u32, admission: Result<Admission<Grant>, ZoneError>, len: u64) {
+    pub(super) fn begin_granted(
+        &mut self,
+        id: u32,
+        admission: Result<Admission<Grant>, ZoneError>,
+        len: u64,
+    ) {
         match admission {
             Ok(Admission::Granted(grant)) => {
+                mutant::pass(Point::Granted);
                 if let Some(closed) = grant.closed {
                     self.touch(closed);
                 }
+                let count = self.volume.geometry().blocks_in(len);
+                let start = grant.start;
+                self.intend(
+                    id,
+                    grant.zone,
+                    grant.generation,
+                    Change::Write { start, count },
+                );
                 if grant.start == Blocks(0) || Mutant::RecordBeforeData.is_on() {
                     // If the daemon is killed meanwhile, the zone is not empty, and a reset of it has
                     // something to erase.
@@ -320,6 +344,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             *slot = Some(piece);
         }
         self.store.submit(op, Token::from(token));
+        mutant::pass(Point::DataSubmitted);
     }
 
     /// Books `len` bytes of a transfer as begun.
@@ -405,7 +430,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     }
 
     /// Ends a write: at once, or after a sync if the write cache is off.
-    fn acknowledge(&mut self, id: u32, outcome: Outcome) {
+    pub(super) fn acknowledge(&mut self, id: u32, outcome: Outcome) {
         if self.volume.write_cache() {
             self.end(id, outcome);
         } else {

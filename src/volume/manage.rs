@@ -3,10 +3,10 @@
 use log::error;
 
 use crate::geometry::ZoneIndex;
-use crate::mutant::Mutant;
+use crate::mutant::{self, Mutant, Point};
 use crate::request::{Outcome, Status};
 use crate::store::Medium;
-use crate::zone::{Admission, Ticket, ZoneError};
+use crate::zone::{Admission, Change, Ticket, ZoneError};
 
 use super::channel::{Channel, Progress};
 use super::op::{Payload, Piece, PieceKind, Reset, ResetStep, Stage};
@@ -35,6 +35,9 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     pub(super) fn finish_zone(&mut self, id: u32, zone: ZoneIndex, ticket: Ticket) {
         match self.volume.table.finish(zone, ticket) {
             Ok(Admission::Granted(finished)) if finished.pending => {
+                if finished.changed {
+                    self.intend_change(id, zone, Change::Finish);
+                }
                 // Of a zone that another queue has just filled, the record may still be on its way.
                 for changed in finished.closed.into_iter().chain([zone]) {
                     if !self.publish(changed) {
@@ -52,7 +55,10 @@ impl<M: Medium, P: Payload> Channel<M, P> {
 
     pub(super) fn reset_zone(&mut self, id: u32, zone: ZoneIndex, ticket: Ticket) {
         match self.volume.table.begin_reset(zone, ticket) {
-            Ok(Admission::Granted(true)) => self.begin_reset(id, vec![zone]),
+            Ok(Admission::Granted(true)) => {
+                self.intend_change(id, zone, Change::Reset);
+                self.begin_reset(id, vec![zone]);
+            }
             Ok(Admission::Granted(false)) => self.finish(id, Status::Ok),
             other => self.not_granted(id, &other),
         }
@@ -63,6 +69,12 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             Admission::Granted(zones) if zones.is_empty() => self.finish(id, Status::Ok),
             Admission::Granted(zones) => self.begin_reset(id, zones),
             Admission::Parked => self.set_stage(id, Stage::Parked),
+        }
+    }
+
+    fn intend_change(&mut self, id: u32, zone: ZoneIndex, change: Change) {
+        if let Some(generation) = self.volume.table.generation(zone) {
+            self.intend(id, zone, generation, change);
         }
     }
 
@@ -95,6 +107,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             }
             self.volume.keyslots.evict(zone);
             ok &= self.publish(zone);
+            mutant::pass(Point::ResetRecorded);
         }
         let reset = Reset {
             zones,

@@ -30,6 +30,7 @@ mod op;
 mod piece;
 mod pool;
 mod prefetch;
+mod redo;
 pub mod scan;
 mod session;
 mod stretch;
@@ -62,7 +63,7 @@ use crate::format::{
 use crate::geometry::{Geometry, ZoneIndex};
 use crate::keyslot::{self, KeyslotStats, Keyslots};
 use crate::limit::LogLimit;
-use crate::mutant::Mutant;
+use crate::mutant::{self, Mutant, Point};
 use crate::secret::SecretError;
 use crate::store::Medium;
 use crate::zone::{
@@ -203,6 +204,23 @@ struct SyncGate {
     waiting: Vec<Ticket>,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct PastSession {
+    epoch: Epoch,
+    killed: bool,
+}
+
+/// What ties a note of somebody else's to this disk, and to one opening of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The volume.
+    pub uuid: uuid::Uuid,
+    /// This opening.
+    pub epoch: Epoch,
+    /// The opening for writing before this one.
+    pub last_epoch: Epoch,
+}
+
 #[derive(Debug)]
 struct HeaderState {
     header: Header,
@@ -227,6 +245,8 @@ pub struct Volume<M: Medium> {
     sync_gate: Mutex<SyncGate>,
     /// Channels there were so far.
     lives: AtomicU32,
+    /// Under which epoch the disk was written to before, and whether that ended by a kill.
+    past: PastSession,
     /// Blocks have tag slots.
     tagged: bool,
     /// Slots in memory, for all queues.
@@ -287,6 +307,10 @@ impl<M: Medium> Volume<M> {
             true => header.epoch,
             false => session::random_epoch()?,
         };
+        let past = PastSession {
+            epoch: header.epoch,
+            killed: left.opening == Opening::Killed,
+        };
         let records = loaded.iter().map(|record| record.newest).collect();
         let table = Table::new(geometry, records, left.opening, epoch);
         if left.opening == Opening::PowerCut {
@@ -315,6 +339,7 @@ impl<M: Medium> Volume<M> {
             sync_failed: AtomicBool::new(false),
             sync_gate: Mutex::new(SyncGate::default()),
             lives: AtomicU32::new(0),
+            past,
             tagged,
             tags,
             integrity: IntegrityCounters::default(),
@@ -338,6 +363,20 @@ impl<M: Medium> Volume<M> {
     /// The volume's id, as the front-end's serial number shows it.
     pub fn uuid(&self) -> uuid::Uuid {
         *self.header.lock().header.uuid()
+    }
+
+    /// What names this opening of the disk.
+    pub fn identity(&self) -> Identity {
+        Identity {
+            uuid: self.uuid(),
+            epoch: self.table.epoch(),
+            last_epoch: self.past.epoch,
+        }
+    }
+
+    /// The daemon that had the disk before was killed, and the host went on.
+    pub fn was_killed(&self) -> bool {
+        self.past.killed
     }
 
     /// The number of the newest header: it grows with every opening and closing for writing.
@@ -453,7 +492,10 @@ impl<M: Medium> Volume<M> {
             return true;
         }
         match write_record(&self.medium, &self.layout, &self.record_key, zone, order) {
-            Ok(()) => self.table.record_written(zone, order),
+            Ok(()) => {
+                mutant::pass(Point::RecordWritten);
+                self.table.record_written(zone, order);
+            }
             Err(ref e) => {
                 if let Some(more) = RECORD_ERRORS.allow() {
                     error!(

@@ -3,7 +3,7 @@
 use crate::geometry::{Blocks, Generation, Sector, ZoneIndex};
 use crate::request::{Command, MemoryFault, Outcome, Span, Status};
 use crate::store::IoBuf;
-use crate::zone::Grant;
+use crate::zone::{Grant, Intent};
 
 /// The data of an operation, wherever its owner keeps it. Offsets are from the start of the data.
 pub trait Payload {
@@ -12,6 +12,10 @@ pub trait Payload {
 
     /// Hands the guest what was read.
     fn scatter(&self, offset: u64, data: &[u8]) -> Result<(), MemoryFault>;
+
+    /// Notes what the operation is about to change, if it is noted anywhere. Called before anything
+    /// is changed that outlives the daemon.
+    fn intend(&self, _intent: Intent) {}
 }
 
 /// An operation that is over; the payload goes back to who brought it.
@@ -118,6 +122,16 @@ pub(super) struct Op<P> {
     pub(super) command: Command,
     pub(super) payload: P,
     pub(super) stage: Stage,
+    pub(super) past: Past,
+}
+
+/// What is known of an operation from before it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Past {
+    /// It is new.
+    None,
+    /// A daemon before this one had begun it, and may have noted what it was about to do.
+    Begun(Option<Intent>),
 }
 
 /// Where the tag slots of a piece are.

@@ -10,7 +10,7 @@ use crate::geometry::{Blocks, Generation, SECTOR_SIZE, ZoneIndex};
 use crate::integrity::{BadBlocks, OpenError, SLOT_LEN, Stamp};
 use crate::keyslot::KeyslotError;
 use crate::limit::LogLimit;
-use crate::mutant::Mutant;
+use crate::mutant::{self, Mutant, Point};
 use crate::request::{Span, Status, blocks_of};
 use crate::store::{Completion, IoBuf, Medium, Op as StoreOp, Store, Token};
 
@@ -360,6 +360,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             PieceKind::Write(mut owners) => {
                 self.free_pieces.push(index);
                 self.give_back(buf);
+                mutant::pass(Point::DataWritten);
                 let result = result.map_err(|e| say_io_error(zone, &e));
                 for op in owners.drain(..) {
                     self.end_transfer_piece(op, result);

@@ -39,6 +39,8 @@ pub(super) struct Zone {
     pub(super) listed: bool,
     /// A reset is under way.
     pub(super) exclusive: bool,
+    /// Writes that a daemon before this one had begun come first.
+    pub(super) awaited: bool,
     /// Writes failed that used up so many counters, and the record that says so is not durable yet.
     pub(super) fence: Option<u32>,
     /// When it was last written to, for the implicit close.
@@ -90,7 +92,12 @@ impl Zone {
 
     /// Nothing in flight.
     pub(super) fn is_at_rest(&self) -> bool {
-        !self.is_held() && self.line.as_ref().is_none_or(|line| line.is_empty())
+        !self.is_held() && self.is_line_empty()
+    }
+
+    /// No write is in flight.
+    pub(super) fn is_line_empty(&self) -> bool {
+        self.line.as_ref().is_none_or(|line| line.is_empty())
     }
 
     /// A flush that succeeds will make more of it durable.
@@ -99,8 +106,13 @@ impl Zone {
     }
 
     /// Nobody may begin anything.
-    pub(super) fn is_held(&self) -> bool {
+    pub(super) fn is_barred(&self) -> bool {
         self.exclusive || self.fence.is_some()
+    }
+
+    /// Nobody may begin anything new.
+    pub(super) fn is_held(&self) -> bool {
+        self.is_barred() || self.awaited
     }
 
     /// The zone is held, or someone waits for it: who comes now waits behind, or a stream of
@@ -177,6 +189,7 @@ pub(super) fn load_zone(
         touched: record != loaded.record,
         listed: false,
         exclusive: false,
+        awaited: false,
         fence: None,
         doubtful: false,
         last_use: 0,

@@ -5,31 +5,34 @@ use parking_lot::Mutex;
 use crate::geometry::{Blocks, Generation, Geometry, Sector, ZoneIndex, ZoneType};
 use crate::mutant::Mutant;
 
-use super::answer::{Admission, Finished, FlushMark, Grant, MarkedZone, ReadView, Settled};
+use super::answer::{Admission, FlushMark, Grant, MarkedZone, ReadView, Settled};
 use super::entry::{Zone, fall_back, load_zone};
 use super::line::{Released, Ticket};
 use super::record::{Loaded, RecordWrite};
 use super::recover::{Opening, switched_off};
+use super::redo::Expected;
 use super::resources::Resources;
 use super::view::Views;
 use super::{Epoch, Skipped, ZoneError, ZoneInfo, ZoneRecord, ZoneSalt, ZoneState};
 
 #[derive(Debug)]
-struct Inner {
-    zones: Vec<Zone>,
+pub(super) struct Inner {
+    pub(super) zones: Vec<Zone>,
     resources: Resources,
     /// Zones whose newest record is not durable yet.
     undurable: Vec<ZoneIndex>,
     clock: u64,
     epoch: Epoch,
+    /// Writes of a daemon that died, by place.
+    pub(super) expected: Vec<Expected>,
 }
 
 impl Inner {
-    fn zone(&mut self, zone: ZoneIndex) -> Option<&mut Zone> {
+    pub(super) fn zone(&mut self, zone: ZoneIndex) -> Option<&mut Zone> {
         self.zones.get_mut(zone.as_usize())
     }
 
-    fn set_state(&mut self, index: ZoneIndex, to: ZoneState) {
+    pub(super) fn set_state(&mut self, index: ZoneIndex, to: ZoneState) {
         let Some(zone) = self.zones.get_mut(index.as_usize()) else {
             return;
         };
@@ -44,7 +47,7 @@ impl Inner {
 
     /// Takes the resources for opening `index`, closing the least recently used implicitly open
     /// zone if that makes room. Returns the zone that was closed.
-    fn obtain(&mut self, index: ZoneIndex) -> Result<Option<ZoneIndex>, ZoneError> {
+    pub(super) fn obtain(&mut self, index: ZoneIndex) -> Result<Option<ZoneIndex>, ZoneError> {
         let state = self
             .zone(index)
             .map_or(ZoneState::Offline, |zone| zone.state);
@@ -76,7 +79,7 @@ impl Inner {
     }
 
     /// What a zone becomes when it loses its open slot.
-    fn closed_state_of(&self, index: ZoneIndex) -> ZoneState {
+    pub(super) fn closed_state_of(&self, index: ZoneIndex) -> ZoneState {
         match self.zones.get(index.as_usize()) {
             Some(zone) if zone.reserved.0 == 0 => ZoneState::Empty,
             _ => ZoneState::Closed,
@@ -143,8 +146,8 @@ impl Inner {
 /// All zones of a disk.
 #[derive(Debug)]
 pub struct Table {
-    geometry: Geometry,
-    inner: Mutex<Inner>,
+    pub(super) geometry: Geometry,
+    pub(super) inner: Mutex<Inner>,
     /// What `inner` says to readers, who come without its lock.
     views: Views,
 }
@@ -165,6 +168,7 @@ impl Table {
             undurable: Vec::new(),
             clock: 0,
             epoch,
+            expected: Vec::new(),
         };
         let mut records = records.into_iter();
         for index in geometry.all_zones() {
@@ -182,7 +186,7 @@ impl Table {
     }
 
     /// Shows readers what changed for them.
-    fn show(&self, inner: &Inner, index: ZoneIndex) {
+    pub(super) fn show(&self, inner: &Inner, index: ZoneIndex) {
         if let Some(zone) = inner.zones.get(index.as_usize()) {
             self.views.set(index, zone.view());
         }
@@ -191,6 +195,11 @@ impl Table {
     /// The shape of the disk.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
+    }
+
+    /// The epoch under which changes are booked.
+    pub fn epoch(&self) -> Epoch {
+        self.inner.lock().epoch
     }
 
     /// Zones whose record on disk is out of date.
@@ -236,7 +245,6 @@ impl Table {
         count: Blocks,
         ticket: Ticket,
     ) -> Result<Admission<Grant>, ZoneError> {
-        let capacity = self.geometry.zone_capacity_blocks(index);
         if self.geometry.zone_type(index) != ZoneType::Sequential {
             return Err(ZoneError::InvalidCommand);
         }
@@ -246,6 +254,21 @@ impl Table {
             zone.line().park(ticket);
             return Ok(Admission::Parked);
         }
+        self.grant(&mut inner, index, at, count, ticket)
+            .map(Admission::Granted)
+    }
+
+    /// Grants a write that need not wait.
+    pub(super) fn grant(
+        &self,
+        inner: &mut Inner,
+        index: ZoneIndex,
+        at: Option<Blocks>,
+        count: Blocks,
+        ticket: Ticket,
+    ) -> Result<Grant, ZoneError> {
+        let capacity = self.geometry.zone_capacity_blocks(index);
+        let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
         if zone.line.as_ref().is_some_and(|line| line.has_failed()) {
             return Err(ZoneError::Failed);
         }
@@ -293,9 +316,9 @@ impl Table {
         let (generation, skipped) = (zone.generation, zone.skipped);
         let number = zone.line().join(end, ticket);
         if Mutant::RecordBeforeData.is_on() {
-            self.show(&inner, index);
+            self.show(inner, index);
         }
-        Ok(Admission::Granted(Grant {
+        Ok(Grant {
             zone: index,
             start,
             generation,
@@ -303,7 +326,7 @@ impl Table {
             skipped,
             closed,
             number,
-        }))
+        })
     }
 
     /// Hands a grant back. Nobody is told before [`Table::settle`].
@@ -362,6 +385,7 @@ impl Table {
             state = ZoneState::Empty;
         }
         inner.set_state(index, state);
+        inner.release_expected(index, released);
         if inner.zone(index).is_some_and(|zone| zone.touched) {
             settled.record = inner.next_record(index);
         }
@@ -424,155 +448,6 @@ impl Table {
         }
     }
 
-    /// ZONE_OPEN. Returns the zone that was closed to make room; both have new records to settle.
-    pub fn open(
-        &self,
-        index: ZoneIndex,
-        ticket: Ticket,
-    ) -> Result<Admission<Option<ZoneIndex>>, ZoneError> {
-        let mut inner = self.inner.lock();
-        let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
-        match zone.state {
-            ZoneState::Empty
-            | ZoneState::ImplicitOpen
-            | ZoneState::ExplicitOpen
-            | ZoneState::Closed => {}
-            _ => return Err(ZoneError::InvalidCommand),
-        }
-        if zone.must_wait(ticket) {
-            zone.line().park(ticket);
-            return Ok(Admission::Parked);
-        }
-        let closed = inner.obtain(index)?;
-        inner.set_state(index, ZoneState::ExplicitOpen);
-        Ok(Admission::Granted(closed))
-    }
-
-    /// ZONE_CLOSE. The zone has a new record to settle.
-    pub fn close(&self, index: ZoneIndex, ticket: Ticket) -> Result<Admission<()>, ZoneError> {
-        let mut inner = self.inner.lock();
-        let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
-        if !zone.state.is_active() {
-            return Err(ZoneError::InvalidCommand);
-        }
-        if zone.must_wait(ticket) {
-            zone.line().park(ticket);
-            return Ok(Admission::Parked);
-        }
-        let to = inner.closed_state_of(index);
-        inner.set_state(index, to);
-        Ok(Admission::Granted(()))
-    }
-
-    /// ZONE_FINISH: waits for writes in flight, then seals the zone. `Granted(changed)`. Finishing
-    /// an empty or closed zone passes through an open state and needs its resources, as NVMe ZNS
-    /// has it; virtio 1.4 leaves both transitions out of its list and in its prose.
-    pub fn finish(
-        &self,
-        index: ZoneIndex,
-        ticket: Ticket,
-    ) -> Result<Admission<Finished>, ZoneError> {
-        let capacity = self.geometry.zone_capacity_blocks(index);
-        let mut inner = self.inner.lock();
-        let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
-        match zone.state {
-            // Full by a write or a finish that no sync covers yet: that is waited for.
-            ZoneState::Full => {
-                return Ok(Admission::Granted(Finished {
-                    pending: zone.listed || zone.touched,
-                    ..Finished::default()
-                }));
-            }
-            ZoneState::Empty
-            | ZoneState::ImplicitOpen
-            | ZoneState::ExplicitOpen
-            | ZoneState::Closed => {}
-            _ => return Err(ZoneError::InvalidCommand),
-        }
-        if zone.must_wait(ticket) || !zone.is_at_rest() {
-            zone.line().park(ticket);
-            return Ok(Admission::Parked);
-        }
-        let closed = inner.obtain(index)?;
-        inner.set_state(index, ZoneState::Full);
-        if let Some(zone) = inner.zone(index) {
-            zone.reserved = capacity;
-        }
-        Ok(Admission::Granted(Finished {
-            changed: true,
-            pending: true,
-            closed,
-        }))
-    }
-
-    /// Begins ZONE_RESET: waits for writes in flight, then keeps the zone to itself until
-    /// [`Table::end_reset`]. `Granted(false)`: it is empty already and nothing is to do.
-    pub fn begin_reset(
-        &self,
-        index: ZoneIndex,
-        ticket: Ticket,
-    ) -> Result<Admission<bool>, ZoneError> {
-        let mut inner = self.inner.lock();
-        let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
-        match zone.state {
-            ZoneState::NotWritePointer | ZoneState::ReadOnly | ZoneState::Offline => {
-                return Err(ZoneError::InvalidCommand);
-            }
-            _ => {}
-        }
-        if zone.must_wait(ticket) || !zone.is_at_rest() {
-            zone.line().park(ticket);
-            return Ok(Admission::Parked);
-        }
-        if zone.state == ZoneState::Empty && !zone.leftovers {
-            return Ok(Admission::Granted(false));
-        }
-        zone.exclusive = true;
-        Ok(Admission::Granted(true))
-    }
-
-    /// Begins ZONE_RESET_ALL: every zone with something to reset, each as by
-    /// [`Table::begin_reset`]. Parked behind the first busy one.
-    pub fn begin_reset_all(&self, ticket: Ticket) -> Admission<Vec<ZoneIndex>> {
-        let mut inner = self.inner.lock();
-        let resettable = |zone: &Zone| match zone.state {
-            ZoneState::Empty => zone.leftovers,
-            state => state.is_active() || state == ZoneState::Full,
-        };
-        if let Some(busy) = inner.zones.iter_mut().find(|zone| !zone.is_at_rest()) {
-            busy.line().park(ticket);
-            return Admission::Parked;
-        }
-        let mut zones = Vec::new();
-        for (index, zone) in self.geometry.all_zones().zip(&mut inner.zones) {
-            if resettable(zone) {
-                zone.exclusive = true;
-                zones.push(index);
-            }
-        }
-        Admission::Granted(zones)
-    }
-
-    /// Empties a zone that a reset holds, under a new generation and `salt`; its record is to
-    /// settle. Reads see zeroes from here on.
-    pub fn apply_reset(&self, index: ZoneIndex, salt: ZoneSalt) {
-        let mut inner = self.inner.lock();
-        let Some(zone) = inner.zone(index).filter(|zone| zone.exclusive) else {
-            return;
-        };
-        zone.written = Blocks(0);
-        zone.durable = Blocks(0);
-        zone.reserved = Blocks(0);
-        zone.generation = Generation(zone.generation.0.saturating_add(1));
-        zone.salt = salt;
-        zone.skipped = Skipped(0);
-        zone.leftovers = false;
-        zone.failures = (Blocks(0), 0);
-        zone.touched = true;
-        inner.set_state(index, ZoneState::Empty);
-        self.show(&inner, index);
-    }
-
     /// Has a zone's record written again, to its other copy: the first is durable, and the other
     /// still holds the salt that a reset is to erase.
     pub fn touch(&self, index: ZoneIndex) {
@@ -591,20 +466,10 @@ impl Table {
 
     /// Forgets what operations of a channel that is given up wait for.
     pub fn forget_life(&self, life: u32) {
-        let zones = &mut self.inner.lock().zones;
-        for line in zones.iter_mut().filter_map(|zone| zone.line.as_mut()) {
-            line.forget_life(life);
-        }
-    }
-
-    /// Ends a reset; [`Table::settle`] then frees who waits for the zone.
-    pub fn end_reset(&self, index: ZoneIndex, ok: bool) {
         let mut inner = self.inner.lock();
-        if let Some(zone) = inner.zone(index) {
-            zone.exclusive = false;
-        }
-        if !ok {
-            inner.set_state(index, ZoneState::ReadOnly);
+        inner.forget_waiting(life);
+        for line in inner.zones.iter_mut().filter_map(|zone| zone.line.as_mut()) {
+            line.forget_life(life);
         }
     }
 

@@ -1,0 +1,139 @@
+//! Operations that a daemon before this one had begun: those that count are answered, the others done.
+//!
+//! Whoever brings them knows from a place that outlives the daemon what each was about to change
+//! ([`Payload::intend`]); what came of it, the zone records tell.
+
+use crate::geometry::{Generation, Sector, ZoneIndex};
+use crate::mutant::{self, Mutant, Point};
+use crate::request::{Command, Outcome, Status, ZoneAction, blocks_of};
+use crate::store::Medium;
+use crate::zone::{Change, Intent, Redo, Ticket, ZoneState};
+
+use super::Volume;
+use super::channel::Channel;
+use super::op::{Past, Payload};
+
+impl<M: Medium> Volume<M> {
+    /// Announces operations that will come by [`Channel::start_again`]: until each has come, its zone
+    /// takes no other write. They come from a front-end, and what cannot be is passed over.
+    pub fn expect(&self, intents: impl Iterator<Item = Intent>) {
+        let zones = self.geometry().zones();
+        self.table
+            .expect(intents.filter(|intent| intent.zone.0 < zones));
+    }
+
+    /// Whether some that were announced have not come.
+    pub fn expects(&self) -> bool {
+        self.table.expects()
+    }
+
+    /// Waits no longer for those that have not come: what must follow them fails, and their zones take
+    /// whatever comes.
+    pub fn expect_no_more(&self) {
+        for released in self.table.expect_no_more() {
+            self.post(released);
+        }
+    }
+}
+
+impl<M: Medium, P: Payload> Channel<M, P> {
+    /// Starts an operation that was begun before and not answered; `intent`: what it was about to
+    /// change. Otherwise like [`Channel::start`].
+    pub fn start_again(&mut self, command: Command, payload: P, intent: Option<Intent>) {
+        let intent = intent.filter(|_| !Mutant::ForgetIntent.is_on());
+        self.start_with(command, payload, Past::Begun(intent));
+    }
+
+    /// Notes what an operation is about to change.
+    pub(super) fn intend(
+        &mut self,
+        id: u32,
+        zone: ZoneIndex,
+        generation: Generation,
+        change: Change,
+    ) {
+        if let Some(op) = self.op(id) {
+            op.payload.intend(Intent {
+                zone,
+                generation,
+                change,
+            });
+            mutant::pass(Point::IntentWritten);
+        }
+    }
+
+    /// Goes on with an operation that was begun before; `false`: as if it were new.
+    pub(super) fn begin_again(
+        &mut self,
+        id: u32,
+        command: Command,
+        intent: Option<Intent>,
+        ticket: Ticket,
+    ) -> bool {
+        match (command, intent) {
+            // What was closed already is not active any more.
+            (Command::Zone(ZoneAction::Close, zone), _) => {
+                let closed = self.state(zone) == Some(ZoneState::Empty);
+                if closed {
+                    self.finish(id, Status::Ok);
+                }
+                closed
+            }
+            (Command::Zone(ZoneAction::Reset | ZoneAction::Finish, zone), Some(intent)) => {
+                // Opening the disk has made it durable.
+                let done = intent.zone == zone && self.volume.table.is_done(intent);
+                if done {
+                    self.finish(id, Status::Ok);
+                }
+                done
+            }
+            (Command::Write(_) | Command::Append(..), Some(intent)) => {
+                self.begin_write_again(id, command, intent, ticket);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn begin_write_again(&mut self, id: u32, command: Command, intent: Intent, ticket: Ticket) {
+        let Some((len, outcome)) = self.outcome_of(command, intent) else {
+            // The request is not the one that was begun.
+            return self.finish(id, Status::IoError);
+        };
+        match self.volume.table.admit_redo(intent, ticket) {
+            Ok(Redo::Counted) => self.acknowledge(id, outcome),
+            Ok(Redo::Again(admission)) => self.begin_granted(id, Ok(admission), len),
+            Err(error) => self.begin_granted(id, Err(error), len),
+        }
+    }
+
+    /// Bytes of a write that was begun as `intent` says, and what it is answered; `None` if the two do
+    /// not belong together.
+    fn outcome_of(&self, command: Command, intent: Intent) -> Option<(u64, Outcome)> {
+        let geometry = self.volume.geometry();
+        let Change::Write { start, count } = intent.change else {
+            return None;
+        };
+        match command {
+            Command::Append(zone, len) => {
+                let same = zone == intent.zone && geometry.blocks_in(len) == count;
+                let sector: Sector = geometry.block_sector(zone, start);
+                same.then_some((len, Outcome::Appended(sector)))
+            }
+            Command::Write(span) => {
+                let zone = geometry.zone_of(span.sector)?;
+                let same = zone == intent.zone && blocks_of(geometry, zone, span) == (start, count);
+                same.then_some((span.len, Outcome::Done(Status::Ok, 0)))
+            }
+            _ => None,
+        }
+    }
+
+    fn state(&self, zone: ZoneIndex) -> Option<ZoneState> {
+        let mut state = None;
+        self.volume
+            .table
+            .report(zone, 1, |_, info| state = Some(info.state));
+        state
+    }
+}

@@ -643,3 +643,6 @@ impl Note {
         self.part.write_intent(self.head, counter, intent);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -114,6 +114,10 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         let Change::Write { start, count } = intent.change else {
             return None;
         };
+        let end = start.0.checked_add(count.0)?;
+        if end > geometry.zone_capacity_blocks(intent.zone).0 {
+            return None;
+        }
         match command {
             Command::Append(zone, len) => {
                 let same = zone == intent.zone && geometry.blocks_in(len) == count;

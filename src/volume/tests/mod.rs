@@ -4,11 +4,12 @@
     reason = "patterns are made of the low bits of positions"
 )]
 
+mod again;
 mod cuts;
 mod races;
 mod tagged;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,7 @@ use crate::request::{Command, MemoryFault, Outcome, Span, Status, ZoneAction};
 use crate::secret::{Credential, VolumeKey};
 use crate::store::Store;
 use crate::store::mem::{Fault, Kind, MemMedium};
-use crate::zone::ZoneState;
+use crate::zone::{Intent, ZoneState};
 
 const BLOCK: u64 = 4096;
 const ZONE: u64 = 256 << 10;
@@ -36,6 +37,17 @@ const CONVENTIONAL: u32 = 1;
 struct Memory {
     name: u32,
     bytes: Rc<RefCell<Vec<u8>>>,
+    intent: Rc<Cell<Option<Intent>>>,
+}
+
+impl Memory {
+    fn new(name: u32, bytes: Vec<u8>) -> Self {
+        Self {
+            name,
+            bytes: Rc::new(RefCell::new(bytes)),
+            intent: Rc::default(),
+        }
+    }
 }
 
 impl Payload for Memory {
@@ -52,6 +64,10 @@ impl Payload for Memory {
         let to = bytes.get_mut(at..at + data.len()).ok_or(MemoryFault)?;
         to.copy_from_slice(data);
         Ok(())
+    }
+
+    fn intend(&self, intent: Intent) {
+        self.intent.set(Some(intent));
     }
 }
 
@@ -156,10 +172,7 @@ impl Disk {
     }
 
     fn start(&mut self, queue: usize, command: Command, data: Vec<u8>) -> Memory {
-        let memory = Memory {
-            name: self.next,
-            bytes: Rc::new(RefCell::new(data)),
-        };
+        let memory = Memory::new(self.next, data);
         self.next += 1;
         self.channels[queue].start(command, memory.clone());
         memory

@@ -226,8 +226,7 @@ fn one_poll_ends_a_flush_where_nothing_would_call_for_another() {
     let mut channel = channel::<_, Memory>(&volume, 0, 64).unwrap();
     assert!(channel.store_event().is_none());
     for command in [Command::Append(ZoneIndex(1), BLOCK), Command::Flush] {
-        let bytes = Rc::new(RefCell::new(blocks(1, 1)));
-        channel.start(command, Memory { name: 0, bytes });
+        channel.start(command, Memory::new(0, blocks(1, 1)));
         let mut done = Vec::new();
         channel.poll(&mut done);
         assert_eq!(done.len(), 1, "{command:?}");

@@ -122,6 +122,8 @@ pub struct Worker<M: Medium> {
     inflight: Option<InflightQueue>,
     /// Chains that were in flight when the queue was served before, to be begun again.
     begun_before: VecDeque<(u16, Past)>,
+    /// The guest may not have been told of what it was answered before.
+    untold: bool,
 }
 
 impl<M: Medium> Worker<M> {
@@ -139,6 +141,7 @@ impl<M: Medium> Worker<M> {
             stats: None,
             inflight: None,
             begun_before: VecDeque::new(),
+            untold: false,
         }
     }
 
@@ -191,6 +194,7 @@ impl<M: Medium> Worker<M> {
             );
         }
         self.begun_before = resume.heads.into();
+        self.untold = true;
         self.inflight = Some(inflight);
         Ok(())
     }
@@ -223,7 +227,7 @@ impl<M: Medium> Worker<M> {
             taken = self.take(&mut rings, table, memory, policy);
             self.answer(&mut rings);
         }
-        let notify = self.publish(&mut rings);
+        let notify = self.publish(&mut rings) | std::mem::take(&mut self.untold);
         rings.leave(queue);
         if let Some(stats) = &mut self.stats {
             let counters = self.channel.as_ref().map(Channel::counters);

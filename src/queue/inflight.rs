@@ -14,7 +14,7 @@
 //! then a tail of ours:
 //!
 //! ```text
-//! magic 8 | volume 16 | epoch 8 | queues 2 | descriptors 2 | unused 28 |
+//! magic 8 | volume 16 | epoch 8 | queues 2 | descriptors 2 | write cache off 2 | unused 26 |
 //! each descriptor of each queue { counter 8, zone 8, kind 8, generation 8, start 8, count 8, check 8,
 //!                                 unused 8 }
 //! ```
@@ -75,6 +75,7 @@ const TAIL_VOLUME: u64 = 8;
 const TAIL_EPOCH: u64 = 24;
 const TAIL_QUEUES: u64 = 32;
 const TAIL_DESCRIPTORS: u64 = 34;
+const TAIL_WRITE_CACHE_OFF: u64 = 36;
 /// Bytes of an intent.
 const INTENT_LEN: u64 = 64;
 /// Its fields that count, all of 8 bytes, in this order behind the counter; the check is the last.
@@ -353,6 +354,18 @@ impl Region {
     /// The file for the front-end.
     pub fn file(&self) -> io::Result<File> {
         self.file.try_clone()
+    }
+
+    /// Notes whether the guest has the write cache on: no front-end tells the next daemon.
+    pub fn set_write_cache(&self, on: bool) {
+        let at = self.shape.tail() + TAIL_WRITE_CACHE_OFF;
+        self.bytes.store_u16(at, u16::from(!on));
+    }
+
+    /// Whether the guest had the write cache on.
+    pub fn write_cache(&self) -> bool {
+        let at = self.shape.tail() + TAIL_WRITE_CACHE_OFF;
+        self.bytes.load_u16(at) == 0
     }
 
     /// Where it is mapped.

@@ -66,8 +66,15 @@ impl<M: Medium, P: Payload> Channel<M, P> {
 
     pub(super) fn reset_all(&mut self, id: u32, ticket: Ticket) {
         match self.volume.table.begin_reset_all(ticket) {
-            Admission::Granted(zones) if zones.is_empty() => self.finish(id, Status::Ok),
-            Admission::Granted(zones) => self.begin_reset(id, zones),
+            Admission::Granted(zones) => match zones.last() {
+                None => self.finish(id, Status::Ok),
+                Some(&last) => {
+                    // The records are written in this order, and nobody writes to any of the zones
+                    // before all are reset.
+                    self.intend_change(id, last, Change::Reset);
+                    self.begin_reset(id, zones);
+                }
+            },
             Admission::Parked => self.set_stage(id, Stage::Parked),
         }
     }

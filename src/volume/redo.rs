@@ -87,6 +87,10 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 }
                 done
             }
+            (Command::ResetAll, Some(intent)) if self.volume.table.is_done(intent) => {
+                self.finish(id, Status::Ok);
+                true
+            }
             (Command::Write(_) | Command::Append(..), Some(intent)) => {
                 self.begin_write_again(id, command, intent, ticket);
                 true

@@ -36,7 +36,7 @@ pub enum Change {
         /// Blocks granted, above 0.
         count: Blocks,
     },
-    /// The zone is reset.
+    /// The zone is reset; if all are, this is the last of them.
     Reset,
     /// The zone is finished.
     Finish,
@@ -185,8 +185,8 @@ impl Table {
     /// Admits a write that was granted before, at the place that `intent` names.
     ///
     /// # Errors
-    /// [`ZoneError::Failed`]: the zone was reset since, or has gone on, or what lay before it does not
-    /// come. Those of [`Table::admit_write`].
+    /// [`ZoneError::Failed`]: it is not one that the zone can have granted and not counted, or what lay
+    /// before it does not come. Those of [`Table::admit_write`].
     pub fn admit_redo(&self, intent: Intent, ticket: Ticket) -> Result<Redo<Grant>, ZoneError> {
         let index = intent.zone;
         let Change::Write { start, count } = intent.change else {
@@ -195,10 +195,12 @@ impl Table {
         let mut inner = self.inner.lock();
         let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
         let end = Blocks(start.0.saturating_add(count.0));
-        if zone.generation != intent.generation {
+        if zone.generation < intent.generation {
             return Err(ZoneError::Failed);
         }
-        if end <= zone.written {
+        // A reset waits for what was granted before: that counted, and is gone.
+        let reset = zone.generation > intent.generation;
+        if reset || end <= zone.written {
             inner.forget_expected(index, start);
             return Ok(Redo::Counted);
         }

@@ -232,6 +232,16 @@ fn what_is_not_ours_or_not_this_disks_is_refused() {
 }
 
 #[test]
+fn the_write_cache_stays_as_the_guest_set_it() {
+    let region = region();
+    assert!(handed_back(&region).write_cache());
+    region.set_write_cache(false);
+    assert!(!handed_back(&region).write_cache());
+    region.set_write_cache(true);
+    assert!(handed_back(&region).write_cache());
+}
+
+#[test]
 fn the_front_end_cannot_shrink_it() {
     assert!(region().file().unwrap().set_len(0).is_err());
 }

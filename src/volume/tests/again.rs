@@ -184,6 +184,52 @@ fn a_reset_that_was_done_does_not_take_what_was_written_since() {
 }
 
 #[test]
+fn so_with_a_reset_of_all_zones_and_the_writes_before_it_are_answered_too() {
+    let (mut disk, kept) = appends_cut_off(6);
+    disk.medium.control().hold(&[]);
+    for kept in &kept {
+        assert!(matches!(disk.finish(&kept.memory), Outcome::Appended(_)));
+    }
+    disk.append(3, &blocks(1, 1));
+    let reset = disk.keep(1, Command::ResetAll, Vec::new());
+    let memory = reset.memory.clone();
+    assert_eq!(disk.finish(&memory), Outcome::Done(Status::Ok, 0));
+    let data = blocks(2, 2);
+    disk.append(1, &data);
+    disk.append(3, &data);
+    let mut disk = reopened(disk, &kept);
+    for kept in kept.iter().chain([&reset]) {
+        let again = disk.start_again(0, kept);
+        let end = disk.finish(&again);
+        assert!(!matches!(end, Outcome::Done(status, _) if status != Status::Ok));
+    }
+    for zone in [1, 3] {
+        assert_eq!(disk.read_zone(zone)[..data.len()], data);
+    }
+}
+
+#[test]
+fn a_reset_of_all_zones_that_was_only_begun_is_done() {
+    let mut disk = Disk::new();
+    disk.append(1, &blocks(1, 3));
+    let generation = disk.record(1).generation;
+    let memory = Memory::new(99, Vec::new());
+    memory.intend(Intent {
+        zone: ZoneIndex(1),
+        generation,
+        change: Change::Reset,
+    });
+    let kept = Kept {
+        command: Command::ResetAll,
+        memory,
+    };
+    let mut disk = reopened(disk, std::slice::from_ref(&kept));
+    let again = disk.start_again(0, &kept);
+    assert_eq!(disk.finish(&again), Outcome::Done(Status::Ok, 0));
+    assert_eq!(disk.state(1), ZoneState::Empty);
+}
+
+#[test]
 fn a_reset_that_was_only_begun_is_done() {
     let mut disk = Disk::new();
     disk.append(1, &blocks(1, 3));
@@ -249,6 +295,7 @@ fn intents_that_fit_nothing_are_harmless() {
         write(1, generation, u64::MAX, u64::MAX),
         write(1, generation, 47, 2),
         write(1, generation, 0, 1),
+        write(1, generation + 1, 0, 1),
     ];
     disk.volume().expect(forged.into_iter());
     assert!(!disk.volume().expects());

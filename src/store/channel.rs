@@ -8,7 +8,11 @@
 //!   them.)
 //! - A file in memory (tmpfs): the same, and no read ever waits.
 //! - No io_uring on this host: everything inside of `submit`.
+//!
+//! A thread that is about to be forbidden to make rings makes one before ([`keep_ring`]). It keeps
+//! that one from one store to the next, and makes no other.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -87,27 +91,82 @@ pub struct FileStore {
     done: Vec<Completion>,
 }
 
+/// What a thread has for its next store.
+#[derive(Debug)]
+enum Kept {
+    /// Nothing: each store has a ring of its own.
+    Nothing,
+    /// The one ring of this thread, unless a store has it or it is lost.
+    Ring(Option<Box<Ring>>),
+    /// That the host has no io_uring.
+    Synchronous,
+}
+
+thread_local! {
+    static KEPT: RefCell<Kept> = const { RefCell::new(Kept::Nothing) };
+}
+
+/// Makes the ring of this thread, for up to `depth` operations at once. From now on the thread makes
+/// no other: its stores use this one, one at a time. `false`: the host has none, and they do without.
+pub(super) fn keep_ring(data: &Arc<Data>, depth: u32) -> io::Result<bool> {
+    let Some(mut ring) = new_ring(data, depth)? else {
+        KEPT.set(Kept::Synchronous);
+        return Ok(false);
+    };
+    ring.enable()?;
+    KEPT.set(Kept::Ring(Some(Box::new(ring))));
+    Ok(true)
+}
+
+/// A ring; `None` where the host has none.
+fn new_ring(data: &Arc<Data>, depth: u32) -> io::Result<Option<Ring>> {
+    static SAID: Once = Once::new();
+    match Ring::new(Arc::clone(data), depth) {
+        Ok(ring) => Ok(Some(ring)),
+        // Not built in or too old; forbidden by the administrator or a sandbox.
+        Err(e)
+            if matches!(
+                e.raw_os_error(),
+                Some(libc::ENOSYS | libc::EPERM | libc::EACCES)
+            ) =>
+        {
+            SAID.call_once(|| info!("no io_uring on this host ({e}): using synchronous I/O"));
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+impl Drop for FileStore {
+    /// Gives the ring back to the thread, if that keeps it.
+    fn drop(&mut self) {
+        let Some(mut ring) = self.ring.take() else {
+            return;
+        };
+        // A thread that is ending keeps nothing.
+        let _ = KEPT.try_with(|kept| {
+            if let Kept::Ring(place @ None) = &mut *kept.borrow_mut()
+                && ring.come_to_rest()
+            {
+                *place = Some(Box::new(ring));
+            }
+        });
+    }
+}
+
 impl FileStore {
     pub(super) fn open(data: Arc<Data>, depth: u32) -> io::Result<Self> {
-        static SAID: Once = Once::new();
-        let ring = match Ring::new(Arc::clone(&data), depth) {
-            Ok(ring) => Some(ring),
-            // Not built in or too old; forbidden by the administrator or a sandbox.
-            Err(e)
-                if matches!(
-                    e.raw_os_error(),
-                    Some(libc::ENOSYS | libc::EPERM | libc::EACCES)
-                ) =>
-            {
-                SAID.call_once(|| info!("no io_uring on this host ({e}): using synchronous I/O"));
-                None
-            }
-            Err(e) => return Err(e),
-        };
-        Ok(Self {
-            ring,
-            ..Self::synchronous(data, depth)
-        })
+        let ring = KEPT.with_borrow_mut(|kept| match kept {
+            Kept::Nothing => new_ring(&data, depth),
+            Kept::Synchronous => Ok(None),
+            Kept::Ring(ring) => match ring.take() {
+                Some(ring) if ring.is_of(&data) => Ok(Some(*ring)),
+                _ => Err(io::Error::other("this thread has lost its io_uring")),
+            },
+        })?;
+        let mut store = Self::synchronous(data, depth);
+        store.ring = ring;
+        Ok(store)
     }
 
     pub(super) fn synchronous(data: Arc<Data>, depth: u32) -> Self {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use log::info;
 
 use super::Medium;
-use super::channel::{Data, FileStore};
+use super::channel::{Data, FileStore, keep_ring};
 use super::open::{Access, OpenError, Opened};
 use super::sys;
 
@@ -199,6 +199,10 @@ impl Medium for FileMedium {
 
     fn open_store(&self, depth: u32) -> io::Result<FileStore> {
         FileStore::open(Arc::clone(&self.data), depth)
+    }
+
+    fn prepare_thread(&self, depth: u32) -> io::Result<bool> {
+        keep_ring(&self.data, depth)
     }
 
     fn size(&self) -> io::Result<u64> {

@@ -129,6 +129,14 @@ pub trait Medium: Send + Sync + std::fmt::Debug + 'static {
     /// Opens a channel that carries up to `depth` operations at once.
     fn open_store(&self, depth: u32) -> io::Result<Self::Store>;
 
+    /// Gets now what this thread's stores of up to `depth` operations need of the system, and keeps it
+    /// from one store to the next: for a thread that may ask the system for nothing new from now on.
+    /// Whether those are stores with an io_uring.
+    fn prepare_thread(&self, depth: u32) -> io::Result<bool> {
+        let _ = depth;
+        Ok(false)
+    }
+
     /// Length of the image in bytes.
     fn size(&self) -> io::Result<u64>;
 

@@ -13,6 +13,12 @@
 //! It fires for the first item of a batch only, hence the order in [`Ring::reap`]: run the work,
 //! clear the event, then look for more work. Work that arrived before the clearing is seen, work
 //! that arrives after it fires again.
+//!
+//! # Restrictions
+//!
+//! What a ring does never passes a filter of system calls. So a ring is restricted before it is
+//! enabled: it reads, writes, syncs and deallocates, on the two files that it was made for, and the
+//! kernel refuses everything else with EACCES for as long as the ring exists.
 #![expect(
     unsafe_code,
     reason = "the kernel is handed addresses of buffers; this module keeps them alive"
@@ -20,11 +26,12 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::register::Restriction;
+use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 use log::{debug, error};
 
@@ -55,6 +62,14 @@ const MAX_DEPTH: u32 = 4096;
 /// what an earlier reap took already, and would keep its owner's epoll from sleeping.
 const IDLE_REAPS_PER_CLEAR: u32 = 8;
 
+/// The places of the files in the ring's table.
+const DATA: Fixed = Fixed(0);
+const METADATA: Fixed = Fixed(1);
+
+/// `IORING_UNREGISTER_FILES` of the kernel's interface: what is left to be called once a ring is
+/// enabled, see [`Ring`]'s `drop`.
+pub(super) const UNREGISTER_FILES: u8 = 3;
+
 /// An operation that the ring holds.
 #[derive(Debug)]
 struct Slot {
@@ -84,10 +99,6 @@ pub(super) struct Ring {
     /// The errno after which the kernel takes nothing any more.
     broken: Option<i32>,
     idle_reaps: u32,
-    /// How entries name the descriptors of data and metadata: their places in the ring's table, or
-    /// their numbers.
-    files: [RawFd; 2],
-    flags: squeue::Flags,
 }
 
 impl std::fmt::Debug for Ring {
@@ -137,14 +148,10 @@ impl Ring {
         let event = Event::new()?;
         ring.submitter().register_eventfd(event.fd().as_raw_fd())?;
         let fds = [data.file().as_raw_fd(), data.metadata().as_raw_fd()];
-        // Registered, the file needs no reference counting by each operation.
-        let (files, flags) = match ring.submitter().register_files(&fds) {
-            Ok(()) => ([0, 1], squeue::Flags::FIXED_FILE),
-            Err(e) => {
-                debug!("io_uring: file not registered: {e}");
-                (fds, squeue::Flags::empty())
-            }
-        };
+        // Registered, the files need no reference counting by each operation, and are all that the
+        // ring knows.
+        ring.submitter().register_files(&fds)?;
+        restrict(&ring)?;
         let slot = || Slot {
             op: None,
             token: 0,
@@ -163,9 +170,44 @@ impl Ring {
             enabled: false,
             broken: None,
             idle_reaps: 0,
-            files,
-            flags,
         })
+    }
+
+    /// Makes this thread the ring's issuer, now instead of at the first submission.
+    pub(super) fn enable(&mut self) -> io::Result<()> {
+        if !self.enabled {
+            self.ring.submitter().register_enable_rings()?;
+            self.enabled = true;
+        }
+        Ok(())
+    }
+
+    /// Whether it is for operations on this data.
+    pub(super) fn is_of(&self, data: &Arc<Data>) -> bool {
+        Arc::ptr_eq(&self.data, data)
+    }
+
+    /// Ends what is under way; `false` if the ring is of no use afterwards.
+    pub(super) fn come_to_rest(&mut self) -> bool {
+        self.line.clear();
+        if !self.enabled {
+            // The kernel has seen nothing of what is queued.
+            return self.free.len() == self.slots.len();
+        }
+        let mut done = Vec::new();
+        let deadline = Instant::now() + DRAIN_TIMEOUT;
+        while self.free.len() < self.slots.len() {
+            self.wait(deadline.saturating_duration_since(Instant::now()));
+            self.reap(&mut done);
+            done.clear();
+            let held = self.slots.len() - self.free.len();
+            if held > 0 && (self.broken.is_some() || Instant::now() >= deadline) {
+                self.broken.get_or_insert(libc::ETIMEDOUT);
+                return false;
+            }
+        }
+        self.failed.clear();
+        self.broken.is_none()
     }
 
     /// Takes an operation over, of which `done` bytes are transferred already.
@@ -277,14 +319,7 @@ impl Ring {
     fn enqueue(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
         let Some(op) = &mut slot.op else { return };
-        let [data, metadata] = self.files;
-        let file = match op {
-            Op::ReadMetadata { .. } => metadata,
-            _ => data,
-        };
-        let entry = entry(op, slot.done, Fd(file))
-            .flags(self.flags)
-            .user_data(index.into());
+        let entry = entry(op, slot.done).user_data(index.into());
         // SAFETY: the file is open and the memory that the entry names belongs to the operation in
         // the slot. The slot keeps both from being freed or used: it gives the operation up only
         // after the kernel's completion, or with a ring that will not be entered again while the
@@ -303,11 +338,8 @@ impl Ring {
         if self.broken.is_some() {
             return;
         }
-        if !self.enabled {
-            if let Err(e) = self.ring.submitter().register_enable_rings() {
-                return self.break_down(&e);
-            }
-            self.enabled = true;
+        if let Err(e) = self.enable() {
+            return self.break_down(&e);
         }
         let entered = match wait {
             None => self.ring.submitter().submit(),
@@ -378,8 +410,27 @@ impl Ring {
     }
 }
 
+/// Leaves a ring that is not enabled yet what this module does with it, for good.
+fn restrict(ring: &IoUring) -> io::Result<()> {
+    let fixed = squeue::Flags::FIXED_FILE.bits();
+    let mut rules = [
+        Restriction::sqe_op(opcode::Read::CODE),
+        Restriction::sqe_op(opcode::Write::CODE),
+        Restriction::sqe_op(opcode::Fsync::CODE),
+        Restriction::sqe_op(opcode::Fallocate::CODE),
+        Restriction::sqe_flags_allowed(fixed),
+        Restriction::sqe_flags_required(fixed),
+        Restriction::register_op(UNREGISTER_FILES),
+    ];
+    ring.submitter().register_restrictions(&mut rules)
+}
+
 /// The entry for what an operation still has to do.
-fn entry(op: &mut Op, done: usize, file: Fd) -> squeue::Entry {
+fn entry(op: &mut Op, done: usize) -> squeue::Entry {
+    let file = match op {
+        Op::ReadMetadata { .. } => METADATA,
+        _ => DATA,
+    };
     let part = |buf: &mut IoBuf| {
         let rest = buf.get_mut(done..).unwrap_or_default();
         let len = rest.len().min(MAX_TRANSFER);
@@ -461,25 +512,12 @@ fn finished(op: Op, token: Token, result: io::Result<()>) -> Completion {
 impl Drop for Ring {
     /// Waits for what the kernel holds: to close a ring does not end what was begun.
     fn drop(&mut self) {
-        self.line.clear();
-        if !self.enabled {
-            // The kernel has seen nothing of what is queued.
+        self.come_to_rest();
+        let held = self.slots.len() - self.free.len();
+        if self.enabled && held > 0 {
+            error!("io_uring: {held} operations are stuck in the kernel: their buffers are lost");
+            std::mem::forget(std::mem::take(&mut self.slots));
             return;
-        }
-        let mut done = Vec::new();
-        let deadline = Instant::now() + DRAIN_TIMEOUT;
-        while self.free.len() < self.slots.len() {
-            self.wait(deadline.saturating_duration_since(Instant::now()));
-            self.reap(&mut done);
-            done.clear();
-            let held = self.slots.len() - self.free.len();
-            if held > 0 && (self.broken.is_some() || Instant::now() >= deadline) {
-                error!(
-                    "io_uring: {held} operations are stuck in the kernel: their buffers are lost"
-                );
-                std::mem::forget(std::mem::take(&mut self.slots));
-                return;
-            }
         }
         // The ring itself goes in the background: the file, and its lock, go now.
         if let Err(e) = self.ring.submitter().unregister_files() {
@@ -577,6 +615,66 @@ mod tests {
         assert_eq!(e.raw_os_error(), Some(libc::EIO));
         let e = failure(judge(&mut slot(Op::Sync), -libc::EOPNOTSUPP, 512));
         assert_eq!(e.raw_os_error(), Some(libc::EOPNOTSUPP));
+    }
+
+    /// What the kernel answers to an entry, whoever made it.
+    fn answer(ring: &mut Ring, entry: &squeue::Entry) -> i32 {
+        // SAFETY: the entries of the test below name static memory, or none.
+        unsafe { ring.ring.submission().push(entry).unwrap() };
+        let args = SubmitArgs::new();
+        let wait = Timespec::from(Duration::from_secs(60));
+        let args = args.timespec(&wait);
+        ring.ring.submitter().submit_with_args(1, &args).unwrap();
+        let answer = ring.ring.completion().next().unwrap();
+        answer.result()
+    }
+
+    #[test]
+    fn a_ring_does_nothing_but_what_it_is_for() {
+        use io_uring::types::Fd;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        std::fs::write(&path, [7; 512]).unwrap();
+        let file = std::fs::File::open(&path).unwrap();
+        let owner = file.try_clone().unwrap();
+        let fd = Fd(owner.as_raw_fd());
+        let way = super::super::channel::Way::Cached;
+        let data = Arc::new(Data::new(file, None, way, owner));
+        let mut ring = match Ring::new(data, 4) {
+            Ok(ring) => ring,
+            Err(e) => return println!("skipped: no io_uring: {e}"),
+        };
+        ring.enable().unwrap();
+        let buf = Box::leak(Box::new([0_u8; 512])).as_mut_ptr();
+        let fixed = opcode::Read::new(DATA, buf, 512).build();
+        assert_eq!(answer(&mut ring, &fixed), 512);
+        let refused = [
+            ("openat", opcode::OpenAt::new(fd, c"/".as_ptr()).build()),
+            ("socket", opcode::Socket::new(1, 1, 0).build()),
+            (
+                "connect",
+                opcode::Connect::new(fd, std::ptr::null(), 0).build(),
+            ),
+            ("unlinkat", opcode::UnlinkAt::new(fd, c"x".as_ptr()).build()),
+            ("close", opcode::Close::new(fd).build()),
+            ("nop", opcode::Nop::new().build()),
+            ("another file", opcode::Read::new(fd, buf, 512).build()),
+            (
+                "a chain of entries",
+                opcode::Read::new(DATA, buf, 512)
+                    .build()
+                    .flags(squeue::Flags::IO_LINK),
+            ),
+        ];
+        for (what, entry) in refused {
+            assert_eq!(answer(&mut ring, &entry), -libc::EACCES, "{what}");
+        }
+        let submitter = ring.ring.submitter();
+        let registered = submitter.register_files(&[fd.0]);
+        let refused = registered.unwrap_err().raw_os_error();
+        assert_eq!(refused, Some(libc::EACCES));
+        assert!(submitter.register_restrictions(&mut []).is_err());
+        submitter.unregister_files().unwrap();
     }
 
     #[test]

@@ -32,7 +32,7 @@ use super::tags::SlotWriter;
 use super::{ChannelCounters, Volume};
 
 /// Operations of the store that a channel has in flight at most.
-const STORE_DEPTH: u32 = 512;
+pub(super) const STORE_DEPTH: u32 = 512;
 /// How long a dropped channel waits for the kernel to let go of its buffers.
 const DROP_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 60 });
 

@@ -350,6 +350,13 @@ impl<M: Medium> Volume<M> {
         Ok(volume)
     }
 
+    /// Gets now what the channels of this thread need of the system. To be called by a thread that may
+    /// ask the system for nothing new from then on; it has one channel at a time. Whether that will do
+    /// its work by io_uring.
+    pub fn prepare_thread(&self) -> io::Result<bool> {
+        self.medium.prepare_thread(channel::STORE_DEPTH)
+    }
+
     /// The disk's shape.
     pub fn geometry(&self) -> &Geometry {
         self.table.geometry()

@@ -38,6 +38,7 @@
 //! | [`crypt`] | batched AES-XTS, AES-GCM | zones, files |
 //! | [`mod@format`] | the image, byte by byte; protectors; create and unlock | virtio |
 //! | [`store`] | where bytes live: files by io_uring or the page cache; the in-memory twin | what bytes mean |
+//! | [`sandbox`] | what the daemon gives up before it listens; what each thread may call | what the threads do |
 //! | [`secret`] | the volume key and what is derived from it | I/O of data |
 //! | [`limit`] | bounded logging | |
 //! | [`mutant`] | faults for the simulator to find, absent from a normal build | |
@@ -59,6 +60,7 @@ pub mod limit;
 pub mod mutant;
 pub mod queue;
 pub mod request;
+pub mod sandbox;
 pub mod secret;
 pub mod store;
 pub mod volume;

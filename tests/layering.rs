@@ -11,8 +11,8 @@ mod tests {
         (
             "cli",
             &[
-                "crypt", "device", "format", "geometry", "keyslot", "queue", "request", "secret",
-                "store", "volume", "zone",
+                "crypt", "device", "format", "geometry", "keyslot", "queue", "request", "sandbox",
+                "secret", "store", "volume", "zone",
             ],
         ),
         (
@@ -52,6 +52,7 @@ mod tests {
         ("zone", &["geometry", "mutant"]),
         ("crypt", &[]),
         ("store", &[]),
+        ("sandbox", &[]),
         ("limit", &[]),
         ("mutant", &[]),
         ("geometry", &[]),

@@ -89,7 +89,8 @@ impl Inner {
     /// Brings a recovered disk under its limits: first by closing, then by finishing, which keeps all that
     /// zones hold. More can be active only after a power cut that took what made room for another zone, as
     /// the end of one that was full, and left what was then written to the other, neither of them flushed.
-    /// So the one with the least room left is finished first.
+    /// So the one with the least room left is finished first. Or somebody put back an older record of a
+    /// zone, whatever that says; so open ones are not spared.
     fn enforce_limits(&mut self, geometry: &Geometry) {
         while self.resources.open_exceeded() {
             let explicit = self.resources.open_zones().last().copied();
@@ -100,13 +101,21 @@ impl Inner {
         }
         while self.resources.active_exceeded() {
             let zones = geometry.all_zones().zip(&self.zones);
-            let closed = zones.filter(|(_, zone)| zone.state == ZoneState::Closed);
+            let active = zones.filter(|(_, zone)| zone.state.is_active());
             let room = |&(index, zone): &(ZoneIndex, &Zone)| {
-                geometry.zone_capacity_blocks(index).0 - zone.reserved.0
+                let open = zone.state.is_open();
+                (
+                    open,
+                    geometry.zone_capacity_blocks(index).0 - zone.reserved.0,
+                )
             };
-            let Some((index, _)) = closed.min_by_key(room) else {
+            let Some((index, zone)) = active.min_by_key(room) else {
                 return;
             };
+            if zone.reserved.0 == 0 {
+                self.set_state(index, ZoneState::Empty);
+                continue;
+            }
             if let Some(zone) = self.zone(index) {
                 zone.reserved = geometry.zone_capacity_blocks(index);
             }

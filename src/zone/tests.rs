@@ -332,6 +332,28 @@ fn the_active_limit_wins_over_the_open_limit() {
 }
 
 #[test]
+fn open_zones_whose_records_were_put_back_do_not_break_the_active_limit() {
+    let geometry = GeometrySpec {
+        max_open: 0,
+        max_active: 2,
+        ..geometry().spec()
+    };
+    let records = vec![
+        loaded(ZoneState::NotWritePointer, 0),
+        loaded(ZoneState::ImplicitOpen, 3),
+        loaded(ZoneState::ExplicitOpen, 5),
+        loaded(ZoneState::ExplicitOpen, 0),
+        loaded(ZoneState::ImplicitOpen, 9),
+    ];
+    let geometry = geometry.validate().unwrap();
+    let table = Table::new(geometry, records, Opening::Killed, Epoch(2));
+    assert_eq!(table.resources(), (2, 2));
+    let states = [1, 2, 3, 4].map(|zone| state(&table, zone));
+    let (open, full) = (ZoneState::ExplicitOpen, ZoneState::Full);
+    assert_eq!(states, [ZoneState::ImplicitOpen, full, open, full]);
+}
+
+#[test]
 fn places_and_lengths_are_checked_in_order() {
     let table = fresh();
     write(&table, 1, 4);

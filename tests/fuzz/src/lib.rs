@@ -4,6 +4,7 @@
 //! [`seal`] is written from the format's specification, not from the code that it tests.
 
 pub mod common;
+pub mod disk;
 pub mod guest;
 pub mod seal;
 

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::geometry::{Geometry, ZoneIndex};
+use crate::geometry::{Blocks, Geometry, ZoneIndex};
 use crate::zone::RecordCopy;
 
 use super::record::RECORD_LEN;
@@ -171,6 +171,11 @@ impl Layout {
         self.data_start
             + conventional * self.conventional_stride
             + sequential * self.sequential_stride
+    }
+
+    /// Where block `block` of `zone` lies.
+    pub fn block_offset(&self, zone: ZoneIndex, block: Blocks) -> u64 {
+        self.data_offset(zone) + self.geometry.block_bytes(block)
     }
 
     /// Bytes of data that `zone` holds: its capacity.

@@ -62,8 +62,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 .tags
                 .prefetch((zone, read.generation), read.first);
         }
-        let into_zone = self.volume.geometry().block_bytes(read.first);
-        let offset = self.volume.layout.data_offset(zone) + into_zone;
+        let offset = self.volume.layout.block_offset(zone, read.first);
         if let Err(e) = self.store.read_now(Part::Data, offset, data)? {
             return Some(Err(say_io_error(zone, &e)));
         }

@@ -129,7 +129,6 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         mut read: ReadPiece,
         buf: IoBuf,
     ) -> Result<(), IoBuf> {
-        let geometry = *self.volume.geometry();
         let mut slots = None;
         if self.volume.tagged {
             if self.has_cached_slots(zone, &read) {
@@ -148,7 +147,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 self.count_slot_read();
             }
         }
-        let offset = self.volume.layout.data_offset(zone) + geometry.block_bytes(read.first);
+        let offset = self.volume.layout.block_offset(zone, read.first);
         let kind = PieceKind::Read(read);
         self.submit(
             token,
@@ -233,8 +232,8 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     }
 
     fn send(&mut self, stretch: Stretch) {
-        let into_zone = self.volume.geometry().block_bytes(stretch.first);
-        let offset = self.volume.layout.data_offset(stretch.zone) + into_zone;
+        let layout = &self.volume.layout;
+        let offset = layout.block_offset(stretch.zone, stretch.first);
         let token = stretch.token;
         let (zone, owners, buf) = stretch.into_parts();
         let piece = Piece {
@@ -321,7 +320,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             zone,
             kind: PieceKind::Deallocate,
         };
-        let offset = self.volume.layout.data_offset(zone) + geometry.block_bytes(first);
+        let offset = self.volume.layout.block_offset(zone, first);
         let len = geometry.block_bytes(count);
         self.submit(token, piece, StoreOp::Deallocate { offset, len });
         self.advance(id, span.len, 1)
@@ -452,8 +451,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             self.end_transfer_piece(op, Err(say_io_error(zone, &e)));
             return;
         }
-        let geometry = *self.volume.geometry();
-        let offset = self.volume.layout.data_offset(zone) + geometry.block_bytes(read.first);
+        let offset = self.volume.layout.block_offset(zone, read.first);
         let kind = PieceKind::Read(ReadPiece {
             flying: 1,
             slots: SlotSource::Fresh(slots),

@@ -176,11 +176,11 @@ impl<'a, M: Medium> Scanner<'a, M> {
         while at < range.end() {
             while begun < range.end() && reader.has_room() {
                 let blocks = self.chunk_at(begun, range.end());
-                reader.begin(self.data_at(zone, begun), self.bytes_of(blocks));
+                reader.begin(self.layout.block_offset(zone, begun), self.bytes_of(blocks));
                 begun = blocks.end();
             }
             let blocks = self.chunk_at(at, range.end());
-            let (result, data) = reader.end(self.data_at(zone, at));
+            let (result, data) = reader.end(self.layout.block_offset(zone, at));
             let mut chunk = Chunk {
                 zone,
                 blocks,
@@ -245,7 +245,7 @@ impl<'a, M: Medium> Scanner<'a, M> {
                 start: block,
                 count: Blocks(1),
             };
-            let offset = self.data_at(chunk.zone, block);
+            let offset = self.layout.block_offset(chunk.zone, block);
             reader.begin(offset, self.block_len());
             let (result, data) = reader.end(offset);
             reader.give(std::mem::replace(&mut chunk.data, data));
@@ -305,7 +305,8 @@ impl<'a, M: Medium> Scanner<'a, M> {
     ) -> io::Result<u64> {
         let block = self.block_len();
         let mut data = IoBuf::new(slots.len() * block);
-        let readable = self.read_until_bad(self.data_at(zone, start), &mut data, block)?;
+        let readable =
+            self.read_until_bad(self.layout.block_offset(zone, start), &mut data, block)?;
         data.set_len(readable * block);
         let slots = slots[..readable].as_flattened();
         match key.open(block, start, &mut data, slots) {
@@ -421,10 +422,6 @@ impl<'a, M: Medium> Scanner<'a, M> {
 
     fn is_tagged(&self) -> bool {
         self.layout.tag_slot_bytes() != 0
-    }
-
-    fn data_at(&self, zone: ZoneIndex, block: Blocks) -> u64 {
-        self.layout.data_offset(zone) + self.geometry.block_bytes(block)
     }
 
     fn slot_at(&self, zone: ZoneIndex, block: Blocks) -> u64 {

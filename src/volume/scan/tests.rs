@@ -59,7 +59,7 @@ impl Bench {
             let slots: &mut [u8] = if key.is_tagged() { &mut slot } else { &mut [] };
             key.seal(BLOCK, Blocks(block), stamp, &mut data, slots)
                 .unwrap();
-            let data_at = scanner.data_at(zone, Blocks(block));
+            let data_at = scanner.layout.block_offset(zone, Blocks(block));
             self.medium.write_at(data_at, &data).unwrap();
             if key.is_tagged() {
                 let slot_at = scanner.slot_at(zone, Blocks(block));
@@ -69,7 +69,7 @@ impl Bench {
     }
 
     fn data_at(&self, block: u64) -> u64 {
-        self.scanner().data_at(ZONE, Blocks(block))
+        self.scanner().layout.block_offset(ZONE, Blocks(block))
     }
 
     fn slot_at(&self, block: u64) -> u64 {

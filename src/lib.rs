@@ -41,6 +41,7 @@
 //! | [`sandbox`] | what the daemon gives up before it listens; what each thread may call | what the threads do |
 //! | [`secret`] | the volume key and what is derived from it | I/O of data |
 //! | [`limit`] | bounded logging | |
+//! | [`guard`] | mapped files that somebody else may shorten under us | who maps them |
 //! | [`mutant`] | faults for the simulator to find, absent from a normal build | |
 //! | [`geometry`] | units, and the shape of a disk | everything |
 //!
@@ -53,6 +54,7 @@ pub mod crypt;
 pub mod device;
 pub mod format;
 pub mod geometry;
+pub mod guard;
 pub mod integrity;
 pub mod keyslot;
 pub mod limit;

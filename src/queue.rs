@@ -199,6 +199,11 @@ impl<M: Medium> Worker<M> {
         Ok(())
     }
 
+    /// Whether nothing is taken from the ring any more, for what the guest did to it.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
     /// Whether the queue is started.
     pub fn is_started(&self) -> bool {
         self.channel.is_some()

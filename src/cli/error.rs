@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use thiserror::Error;
 
-use crate::device::ServeError;
+use crate::device::{ServeError, SocketError};
 use crate::format::{HeaderError, ImageError, ProtectorError};
 use crate::secret::SecretError;
 use crate::store::OpenError;
@@ -155,11 +155,16 @@ impl CliError {
                 VolumeError::Io(_) | VolumeError::SyncFailed => Exit::Failure,
                 VolumeError::ForeignRecords => Exit::BadImage,
             },
-            Self::Serve(error) => match error {
-                ServeError::SocketInUse(_) => Exit::InUse,
-                ServeError::NotASocket(_) => Exit::Usage,
-                ServeError::Listen { .. } | ServeError::Daemon(_) => Exit::Failure,
+            Self::Serve(ServeError::Socket(error)) => match error {
+                SocketError::InUse(_) => Exit::InUse,
+                SocketError::NotASocket(_)
+                | SocketError::NotOurs { .. }
+                | SocketError::Inherit { .. }
+                | SocketError::TooMany(_)
+                | SocketError::Nowhere => Exit::Usage,
+                SocketError::Listen { .. } => Exit::Failure,
             },
+            Self::Serve(ServeError::System(_)) => Exit::Failure,
             Self::Failure(_) => Exit::Failure,
             // Who closed the pipe has seen enough: `zonevault zones IMAGE | head`.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -14,7 +15,7 @@ use signal_hook::iterator::Signals;
 use uuid::Uuid;
 
 use crate::crypt::Cipher;
-use crate::device::{DeviceOptions, Server, Stop, ThreadHook};
+use crate::device::{AllowedUids, DeviceOptions, ServeError, Server, Stop, ThreadHook};
 use crate::format::Unlocked;
 use crate::format::image::unlock;
 use crate::geometry::Model;
@@ -73,9 +74,8 @@ Examples:
 pub(super) struct ServeArgs {
     /// The image
     pub(super) image: PathBuf,
-    /// Unix socket to listen on
-    #[arg(long, value_name = "PATH")]
-    pub(super) socket: PathBuf,
+    #[command(flatten)]
+    listen: ListenArgs,
     /// Key of the disk
     #[command(flatten)]
     pub(super) key: KeyArgs,
@@ -112,6 +112,32 @@ pub(super) struct ServeArgs {
     expect: ExpectArgs,
     #[command(flatten)]
     opening: OpeningArgs,
+}
+
+/// Where front-ends connect, and which. Neither `--socket` nor `--fd` is needed if a service manager hands
+/// a socket over.
+#[derive(Args, Debug)]
+struct ListenArgs {
+    /// Unix socket to listen on, made with mode 0600
+    #[arg(long, value_name = "PATH", conflicts_with = "fd")]
+    socket: Option<PathBuf>,
+    /// Listening Unix socket that was inherited as this descriptor
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
+    fd: Option<RawFd>,
+    /// User whose front-ends are served, besides our own user and root; may be repeated
+    #[arg(long, value_name = "UID")]
+    allow_uid: Vec<u32>,
+}
+
+impl ListenArgs {
+    fn server(&self) -> Result<Server, ServeError> {
+        let allowed = AllowedUids(self.allow_uid.clone());
+        match (&self.socket, self.fd) {
+            (Some(path), _) => Server::bind(path, allowed),
+            (None, Some(fd)) => Server::inherit(fd, allowed),
+            (None, None) => Server::activated(allowed),
+        }
+    }
 }
 
 /// What the disk must be, or it is not served.
@@ -231,7 +257,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     // Before there is a socket: who waits for that may ask for the end at once.
     let stop = Arc::new(Stop::new()?);
     stop_on_signals(&stop)?;
-    let mut server = Server::bind(&args.socket)?;
+    let mut server = args.listen.server()?;
     let options = Options {
         queues: args.queues,
         keyslots: args.keyslots as usize,
@@ -242,7 +268,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     };
     let volume = Volume::open(medium, unlocked, options).map_err(CliError::volume(&args.image))?;
     let volume = Arc::new(volume);
-    announce(args, &volume, direct);
+    announce(args, &volume, direct, server.path());
     let (stats, printer) = start_stats(args)?;
     let device = DeviceOptions {
         poll: Duration::from_micros(args.poll_us.into()),
@@ -318,9 +344,11 @@ fn serial(args: &ServeArgs, volume: &Volume<FileMedium>) -> [u8; SERIAL_LEN] {
 }
 
 /// Says that the disk is there, and how to attach it.
-fn announce(args: &ServeArgs, volume: &Volume<FileMedium>, direct: bool) {
+fn announce(args: &ServeArgs, volume: &Volume<FileMedium>, direct: bool, socket: Option<PathBuf>) {
     let geometry = volume.geometry();
-    let socket = args.socket.display();
+    // An abstract one has no path.
+    let socket = socket.unwrap_or_else(|| PathBuf::from("SOCKET"));
+    let socket = socket.display();
     info!(
         "serving {} at {socket}: {}, {}, volume {}, header number {}",
         args.image.display(),

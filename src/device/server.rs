@@ -1,68 +1,50 @@
-//! The socket, and one front-end after another on it.
+//! One front-end after another.
+//!
+//! One is served at a time. A second that connects meanwhile waits for a moment ([`TURN_PATIENCE`]), as it
+//! may be the first one's successor. Then it is closed and so learns that the disk is taken, where waiting
+//! on would look like a disk that hangs, to a VMM that then does nothing else.
 
-use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{info, warn};
-use parking_lot::Mutex;
 use thiserror::Error;
-use vhost::vhost_user::{Error as ProtocolError, Listener};
-use vhost_user_backend::{Error as DaemonError, ShutdownHandle, VhostUserDaemon};
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::connection::{Connection, Ended};
+use super::options::{DeviceOptions, ThreadKind};
+use super::socket::{AllowedUids, Socket, SocketError};
+use super::state::Device;
+use crate::guard;
+use crate::limit::LogLimit;
 use crate::store::Medium;
 use crate::volume::Volume;
-
-use super::{Device, DeviceOptions, ThreadKind};
-
-/// Who may connect: the owner.
-const SOCKET_MODE: u32 = 0o600;
 
 /// After a connection could not be set up, for want of descriptors or memory.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a second front-end waits for the first to leave. A VMM that is replaced or that connects anew
+/// needs next to nothing of this, one that was attached to the same disk by mistake should not hang long.
+const TURN_PATIENCE: Duration = Duration::from_secs(3);
+
+static TURNED_AWAY: LogLimit = LogLimit::new();
+
 /// Why a disk cannot be served.
 #[derive(Debug, Error)]
 pub enum ServeError {
-    /// Somebody answers on the socket.
-    #[error("{}: another process listens there: stop it or choose another path", .0.display())]
-    SocketInUse(PathBuf),
-    /// Something that is not a socket.
-    #[error("{}: exists and is not a socket: choose another path", .0.display())]
-    NotASocket(PathBuf),
-    /// The socket cannot be made.
-    #[error("{}: cannot listen: {source}", path.display())]
-    Listen {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The framework or the system failed.
+    /// There is nothing to listen on.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The system failed.
     #[error("cannot serve a front-end: {0}")]
-    Daemon(String),
-}
-
-impl From<DaemonError> for ServeError {
-    fn from(error: DaemonError) -> Self {
-        Self::Daemon(error.to_string())
-    }
-}
-
-impl From<io::Error> for ServeError {
-    fn from(error: io::Error) -> Self {
-        Self::Daemon(error.to_string())
-    }
+    System(#[from] io::Error),
 }
 
 /// A way to end [`Server::run`] from another thread.
@@ -70,15 +52,6 @@ impl From<io::Error> for ServeError {
 pub struct Stop {
     requested: AtomicBool,
     event: EventFd,
-    connection: Mutex<Option<Connection>>,
-}
-
-struct Connection(ShutdownHandle);
-
-impl std::fmt::Debug for Connection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Connection")
-    }
 }
 
 impl Stop {
@@ -87,7 +60,6 @@ impl Stop {
         Ok(Self {
             requested: AtomicBool::new(false),
             event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
-            connection: Mutex::new(None),
         })
     }
 
@@ -97,158 +69,171 @@ impl Stop {
         if let Err(e) = self.event.write(1) {
             warn!("cannot wake the server: {e}");
         }
-        if let Some(Connection(handle)) = &*self.connection.lock() {
-            handle.shutdown();
-        }
     }
 
     fn is_requested(&self) -> bool {
         self.requested.load(Ordering::Acquire)
     }
-
-    fn set_connection(&self, handle: Option<ShutdownHandle>) {
-        let mut connection = self.connection.lock();
-        *connection = handle.map(Connection);
-        if let Some(Connection(handle)) = connection.as_ref().filter(|_| self.is_requested()) {
-            handle.shutdown();
-        }
-    }
 }
 
-/// A listening socket. Its file is removed when it is dropped.
+/// What wakes the server's thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Stop,
+    Listener,
+    Connection,
+}
+
+/// A listening socket. The file of one that was made here is removed when it is dropped.
+#[derive(Debug)]
 pub struct Server {
-    path: PathBuf,
-    listener: Listener,
-}
-
-impl std::fmt::Debug for Server {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("path", &self.path).finish()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = fs::remove_file(&self.path);
-    }
+    socket: Socket,
 }
 
 impl Server {
-    /// Listens at `path`. A socket file that a dead process left there is replaced; anything else
-    /// is refused.
-    pub fn bind(path: &Path) -> Result<Self, ServeError> {
-        remove_stale(path)?;
-        let listen = |source| ServeError::Listen {
-            path: path.to_owned(),
-            source,
-        };
-        let listener = std::os::unix::net::UnixListener::bind(path).map_err(listen)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE)).map_err(listen)?;
-        Ok(Self {
-            path: path.to_owned(),
-            listener: listener.into(),
-        })
+    /// Listens at `path`, as a socket of mode 0600. A socket file that a dead process of this user left
+    /// there is replaced; anything else is refused.
+    pub fn bind(path: &Path, allowed: AllowedUids) -> Result<Self, ServeError> {
+        let socket = Socket::bind(path, allowed)?;
+        Ok(Self { socket })
     }
 
-    /// Serves one front-end after another until `stop` is requested. Each gets a device of its
-    /// own; when it is gone, what it had in flight is brought to an end before the next.
+    /// Takes over a listening socket that this process inherited as `fd`.
+    pub fn inherit(fd: RawFd, allowed: AllowedUids) -> Result<Self, ServeError> {
+        let socket = Socket::inherit(fd, allowed)?;
+        Ok(Self { socket })
+    }
+
+    /// Takes over the listening socket that a service manager hands over (sd_listen_fds(3)).
+    pub fn activated(allowed: AllowedUids) -> Result<Self, ServeError> {
+        let socket = Socket::activated(allowed)?;
+        Ok(Self { socket })
+    }
+
+    /// Where front-ends connect, if that has a name.
+    pub fn path(&self) -> Option<PathBuf> {
+        self.socket.path()
+    }
+
+    /// Serves one front-end after another until `stop` is requested. What one had in flight is brought to
+    /// an end before the next.
     pub fn run<M: Medium>(
         &mut self,
         volume: &Arc<Volume<M>>,
         options: &DeviceOptions,
         stop: &Stop,
     ) -> Result<(), ServeError> {
+        guard::install()?;
+        let device = Arc::new(Device::new(Arc::clone(volume), options.clone())?);
+        let threads = device.start_threads()?;
         let events = Epoll::new()?;
-        for fd in [self.listener.as_raw_fd(), stop.event.as_raw_fd()] {
-            events.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))?;
-        }
+        // By its edge: one that waits is known of, and wakes us no more.
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        watch(&events, self.socket.as_raw_fd(), Token::Listener, edge)?;
+        watch(&events, stop.event.as_raw_fd(), Token::Stop, EventSet::IN)?;
         options.thread_started.call(ThreadKind::FrontEnd)?;
-        loop {
-            if stop.is_requested() {
-                return Ok(());
-            }
-            let mut ready = [EpollEvent::default()];
-            match events.wait(-1, &mut ready) {
-                Ok(_) if stop.is_requested() => return Ok(()),
-                Ok(_) => {
-                    if let Err(e) = self.serve_one(volume, options, stop) {
-                        warn!("{e}; trying again");
-                        thread::sleep(RETRY_PAUSE);
-                    }
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e.into()),
+        while !stop.is_requested() {
+            let served = match self.socket.accept() {
+                Ok(Some(socket)) => self.serve(socket, &device, &events, stop),
+                Ok(None) => wait(&events, None).map(|_| ()),
+                Err(e) => Err(e),
+            };
+            if let Err(e) = served {
+                warn!("cannot serve a front-end: {e}; trying again");
+                thread::sleep(RETRY_PAUSE);
             }
         }
+        drop(threads);
+        Ok(())
     }
 
-    fn serve_one<M: Medium>(
-        &mut self,
-        volume: &Arc<Volume<M>>,
-        options: &DeviceOptions,
+    /// Serves one front-end to its end. An error is ours, not the front-end's.
+    fn serve<M: Medium>(
+        &self,
+        socket: UnixStream,
+        device: &Arc<Device<M>>,
+        events: &Epoll,
         stop: &Stop,
-    ) -> Result<(), ServeError> {
-        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let device = Arc::new(Device::new(
-            Arc::clone(volume),
-            options.clone(),
-            memory.clone(),
-        )?);
-        let mut daemon = VhostUserDaemon::new("vhost-user".into(), Arc::clone(&device), memory)?;
-        for (handler, fd) in daemon.get_epoll_handlers().iter().zip(device.wake_fds()) {
-            if let Err(e) = handler.register_listener(fd, EventSet::IN, device.wake_event()) {
-                // Its workers cannot be told to end, and dropping it would wait for them.
-                std::mem::forget(daemon);
-                return Err(e.into());
-            }
-        }
-        let served = self.serve_connection(&mut daemon, options, stop);
-        // The rings' memory is still mapped: what is in flight can be answered.
-        device.close();
-        served
-    }
-
-    fn serve_connection<M: Medium>(
-        &mut self,
-        daemon: &mut VhostUserDaemon<Arc<Device<M>>>,
-        options: &DeviceOptions,
-        stop: &Stop,
-    ) -> Result<(), ServeError> {
-        daemon.start(&mut self.listener)?;
+    ) -> io::Result<()> {
+        let mut connection = Connection::new(socket, Arc::clone(device))?;
+        // Edges: what is not whole yet stays readable, and would wake us for nothing. Dropping the
+        // connection closes the socket and ends the watch.
+        let edges =
+            EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        watch(events, connection.as_raw_fd(), Token::Connection, edges)?;
         info!("a front-end connected");
-        stop.set_connection(daemon.shutdown_handle());
-        let ended = daemon.wait();
-        stop.set_connection(None);
+        let ended = self.serve_messages(&mut connection, events, stop)?;
         match ended {
-            Ok(()) => info!("the front-end disconnected"),
-            Err(DaemonError::HandleRequest(
-                ProtocolError::Disconnected | ProtocolError::PartialMessage,
-            )) => info!("the front-end disconnected"),
-            Err(DaemonError::HandleRequest(ProtocolError::InvalidParam)) => warn!(
-                "the connection ended: the front-end asked for something that this disk does not \
-                 offer. If it has more than {} queues (num_vqs of QEMU), or more than {} \
-                 descriptors in one (vq_size), serve with a larger --queues or --queue-size",
-                options.limits.queues, options.limits.queue_size
-            ),
-            Err(e) => warn!("the connection ended: {e}"),
+            Some(ended @ Ended::Disconnected) => info!("{ended}"),
+            Some(ended) => warn!("{ended}"),
+            None => info!("the front-end is disconnected: the server ends"),
         }
         Ok(())
     }
+
+    /// `None`: the server is to end.
+    fn serve_messages<M: Medium>(
+        &self,
+        connection: &mut Connection<M>,
+        events: &Epoll,
+        stop: &Stop,
+    ) -> io::Result<Option<Ended>> {
+        // When the patience of a second front-end ends.
+        let mut second: Option<Instant> = None;
+        loop {
+            if let Err(ended) = connection.serve() {
+                return Ok(Some(ended));
+            }
+            let second_patience = second.map(|at| at.saturating_duration_since(Instant::now()));
+            let patience = [connection.patience(), second_patience];
+            let woken = wait(events, patience.into_iter().flatten().min())?;
+            if stop.is_requested() {
+                return Ok(None);
+            }
+            if woken.contains(&Some(Token::Listener)) {
+                second.get_or_insert_with(|| Instant::now() + TURN_PATIENCE);
+            }
+            if second.is_some_and(|at| at <= Instant::now()) && !connection.is_hung_up() {
+                self.turn_away();
+                second = None;
+            }
+        }
+    }
+
+    /// Tells those who wait that the disk is taken.
+    fn turn_away(&self) {
+        while let Ok(Some(_second)) = self.socket.accept() {
+            if let Some(more) = TURNED_AWAY.allow() {
+                warn!(
+                    "turned a second front-end away: one is served at a time ({more} more like it)"
+                );
+            }
+        }
+    }
 }
 
-fn remove_stale(path: &Path) -> Result<(), ServeError> {
-    let Ok(metadata) = fs::symlink_metadata(path) else {
-        return Ok(());
+fn watch(events: &Epoll, fd: RawFd, token: Token, interest: EventSet) -> io::Result<()> {
+    let event = EpollEvent::new(interest, token as u64);
+    events.ctl(ControlOperation::Add, fd, event)
+}
+
+/// Waits for something to do.
+fn wait(events: &Epoll, patience: Option<Duration>) -> io::Result<[Option<Token>; 3]> {
+    // Rounded up: woken too early, it would turn round without anything to do.
+    let timeout = patience.map_or(-1, |patience| {
+        i32::try_from(patience.as_millis().saturating_add(1)).unwrap_or(i32::MAX)
+    });
+    let mut ready = [EpollEvent::default(); 3];
+    let count = match events.wait(timeout, &mut ready) {
+        Ok(count) => count,
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+        Err(e) => return Err(e),
     };
-    if !metadata.file_type().is_socket() {
-        return Err(ServeError::NotASocket(path.to_owned()));
+    let mut tokens = [None; 3];
+    for (token, event) in tokens.iter_mut().zip(ready.iter().take(count)) {
+        *token = [Token::Stop, Token::Listener, Token::Connection]
+            .into_iter()
+            .find(|token| *token as u64 == event.data());
     }
-    if UnixStream::connect(path).is_ok() {
-        return Err(ServeError::SocketInUse(path.to_owned()));
-    }
-    fs::remove_file(path).map_err(|source| ServeError::Listen {
-        path: path.to_owned(),
-        source,
-    })
+    Ok(tokens)
 }

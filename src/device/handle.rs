@@ -1,0 +1,257 @@
+//! One queue, as the thread that talks with the front-end and the worker's thread share it.
+//!
+//! The worker holds the ring's lock while it takes and answers, never while it waits for anything of the
+//! front-end's: whoever sets the ring up waits for the end of one pass at most. To bring a queue to rest
+//! is [`QueueHandle::ask_to_rest`] and then [`QueueHandle::await_rest`]: the ring must no longer be
+//! served by then ([`Ring::is_served`]), or the worker starts it again.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use log::error;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::ring::Ring;
+use super::sys;
+use crate::limit::LogLimit;
+
+/// How long a stopping queue may take to bring what is in flight to an end. Longer than any disk
+/// that is still alive, shorter than the patience of whoever waits for the front-end.
+pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
+/// The worker itself keeps to [`DRAIN_PATIENCE`]; after twice that it is stuck in the kernel.
+const REST_PATIENCE: Duration = Duration::from_secs(60);
+/// After so long a worker may be waiting for a front-end that never reads what it is told, and that is
+/// looked after.
+const RELIEF: Duration = Duration::from_secs(1);
+
+static TROUBLE: LogLimit = LogLimit::new();
+
+/// What woke a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wake {
+    /// The guest, by its kick.
+    Kick,
+    /// Another thread of the device.
+    Knock,
+    /// Another queue left something in the mailbox.
+    Mailbox,
+    /// The store completed something.
+    Store,
+}
+
+impl Wake {
+    /// As the data of an epoll event.
+    pub(super) const fn token(self) -> u64 {
+        self as u64
+    }
+
+    pub(super) fn of(event: &EpollEvent) -> Option<Self> {
+        [Self::Kick, Self::Knock, Self::Mailbox, Self::Store]
+            .into_iter()
+            .find(|wake| wake.token() == event.data())
+    }
+}
+
+/// An eventfd of the front-end's, or none. Apart from the ring: telling the guest takes no lock that
+/// anybody could want for long, and what the guest does with it keeps nobody from the ring.
+#[derive(Debug, Default)]
+struct Told(Mutex<Option<Arc<File>>>);
+
+impl Told {
+    fn set(&self, event: Option<File>) {
+        *self.0.lock() = event.map(Arc::new);
+    }
+
+    fn get(&self) -> Option<Arc<File>> {
+        self.0.lock().clone()
+    }
+
+    fn raise(&self, index: u16, whom: &str) {
+        let Some(event) = self.get() else {
+            return;
+        };
+        if let Err(e) = sys::raise_event(&event)
+            && let Some(more) = TROUBLE.allow()
+        {
+            error!("queue {index}: cannot notify the {whom}: {e} ({more} more like it)");
+        }
+    }
+}
+
+/// What both threads hold of a queue.
+#[derive(Debug)]
+pub(super) struct QueueHandle {
+    index: u16,
+    ring: Mutex<Ring>,
+    call: Told,
+    error: Told,
+    events: Arc<Epoll>,
+    knock: EventFd,
+    /// Set while the queue is to come to rest, cleared by the worker when it has.
+    stop: AtomicBool,
+    /// The thread is to end once the queue is at rest.
+    exit: AtomicBool,
+    resting: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl QueueHandle {
+    /// A queue at rest. `mailbox`: the descriptor by which other queues wake its worker.
+    pub(super) fn new(ring: Ring, index: u16, mailbox: Option<RawFd>) -> io::Result<Self> {
+        let handle = Self {
+            index,
+            ring: Mutex::new(ring),
+            call: Told::default(),
+            error: Told::default(),
+            events: Arc::new(Epoll::new()?),
+            knock: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            stop: AtomicBool::new(false),
+            exit: AtomicBool::new(false),
+            resting: Mutex::new(true),
+            changed: Condvar::new(),
+        };
+        handle.listen(handle.knock.as_raw_fd(), Wake::Knock)?;
+        if let Some(mailbox) = mailbox {
+            handle.listen(mailbox, Wake::Mailbox)?;
+        }
+        Ok(handle)
+    }
+
+    /// Has the worker woken by a descriptor of this process.
+    pub(super) fn listen(&self, fd: RawFd, wake: Wake) -> io::Result<()> {
+        let event = EpollEvent::new(EventSet::IN, wake.token());
+        self.events.ctl(ControlOperation::Add, fd, event)
+    }
+
+    pub(super) fn index(&self) -> u16 {
+        self.index
+    }
+
+    pub(super) fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock()
+    }
+
+    /// Where the worker waits.
+    pub(super) fn events(&self) -> &Arc<Epoll> {
+        &self.events
+    }
+
+    /// Who tells the guest of answers. It is told at once: a daemon before this one may have died
+    /// between an answer and telling of it.
+    pub(super) fn set_call(&self, event: Option<File>) {
+        self.call.set(event);
+        self.notify();
+    }
+
+    pub(super) fn set_error(&self, event: Option<File>) {
+        self.error.set(event);
+    }
+
+    /// Tells the guest that there are answers.
+    pub(super) fn notify(&self) {
+        self.call.raise(self.index, "guest");
+    }
+
+    /// Tells the front-end that the queue was stopped for what its guest did.
+    pub(super) fn notify_error(&self) {
+        self.error.raise(self.index, "front-end");
+    }
+
+    /// Makes the worker look at its ring, whether it was kicked or not.
+    pub(super) fn knock(&self) {
+        if let Err(e) = self.knock.write(1) {
+            error!("queue {}: cannot wake its worker: {e}", self.index);
+        }
+    }
+
+    /// For the worker: it was knocked at.
+    pub(super) fn clear_knock(&self) {
+        // Nothing to read is what a knock that was heard already says.
+        let _ = self.knock.read();
+    }
+
+    /// Begins to bring the queue to rest.
+    pub(super) fn ask_to_rest(&self) {
+        let resting = self.resting.lock();
+        if !*resting {
+            self.stop.store(true, Ordering::Release);
+            self.knock();
+        }
+    }
+
+    /// Waits until what was in flight is answered. `false` if that did not happen.
+    pub(super) fn await_rest(&self) -> bool {
+        let deadline = Instant::now() + REST_PATIENCE;
+        let mut resting = self.resting.lock();
+        while !*resting {
+            let late = self.changed.wait_for(&mut resting, RELIEF).timed_out();
+            if late && !*resting {
+                // A front-end that fills the counter of an event keeps its writer waiting.
+                for event in [&self.call, &self.error].into_iter().filter_map(Told::get) {
+                    sys::empty_event(&event);
+                }
+                if Instant::now() >= deadline {
+                    error!("queue {}: its worker did not come to rest", self.index);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Both, for a queue alone.
+    pub(super) fn rest(&self) -> bool {
+        self.ask_to_rest();
+        self.await_rest()
+    }
+
+    pub(super) fn is_resting(&self) -> bool {
+        *self.resting.lock()
+    }
+
+    /// For the worker: what it says of itself. It says that it is up under the ring's lock, and that it
+    /// rests when it touches neither guest memory nor eventfds any more.
+    pub(super) fn set_resting(&self, resting: bool) {
+        let mut state = self.resting.lock();
+        *state = resting;
+        if resting {
+            // Whoever asked twice meant this rest, not the next.
+            self.stop.store(false, Ordering::Release);
+        }
+        self.changed.notify_all();
+    }
+
+    /// For the worker: whether it was asked to rest.
+    pub(super) fn is_asked_to_rest(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// For the worker: the same, and takes the request as its own.
+    pub(super) fn take_rest(&self) -> bool {
+        // A load first: the line stays shared as long as nobody asks.
+        self.is_asked_to_rest() && self.stop.swap(false, Ordering::AcqRel)
+    }
+
+    /// Ends the thread, which must be at rest or on its way there.
+    pub(super) fn end(&self) {
+        self.exit.store(true, Ordering::Release);
+        self.knock();
+    }
+
+    pub(super) fn is_ending(&self) -> bool {
+        self.exit.load(Ordering::Acquire)
+    }
+
+    /// As if no front-end had ever set it up. It must be at rest, or never come there.
+    pub(super) fn reset(&self) {
+        self.ring.lock().reset();
+        self.call.set(None);
+        self.error.set(None);
+    }
+}

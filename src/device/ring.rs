@@ -1,0 +1,270 @@
+//! What the front-end said of one queue, and whether it may be served.
+//!
+//! A ring is *configured* when it has a kick and addresses that lie in shared memory; from then on until
+//! GET_VRING_BASE or a reset it is *started*. Its chains are taken while it is also *enabled*, not
+//! *paused* (which is ours: the memory changes) and not *broken*.
+//!
+//! Who validates: size, addresses and position are checked here when they are set, and the addresses
+//! once more with the ring's full length when it starts and when the memory changes. The contents of the
+//! rings are the guest's and are checked by [`crate::queue`] with every use.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::memory::Table;
+use super::refusal::Refusal;
+use super::tracked::Tracked;
+use crate::guard;
+
+/// Bytes of a descriptor.
+const DESCRIPTOR: u64 = 16;
+/// Bytes of an available ring besides 2 for each entry: flags, index, event index.
+const AVAILABLE: u64 = 6;
+/// Bytes of a used ring besides 8 for each entry.
+const USED: u64 = 6;
+
+/// Where the three parts lie, as the front-end addresses its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Addresses {
+    pub(super) descriptors: u64,
+    pub(super) available: u64,
+    pub(super) used: u64,
+}
+
+/// Where they lie for the guest.
+#[derive(Clone, Copy, Debug)]
+struct Located {
+    descriptors: GuestAddress,
+    available: GuestAddress,
+    used: GuestAddress,
+}
+
+/// The eventfd by which the guest says that there is something in the ring. It is listened to from here
+/// to its drop, edge by edge: nobody reads it, so its counter only grows.
+#[derive(Debug)]
+pub(super) struct Kick {
+    event: File,
+    events: Arc<Epoll>,
+}
+
+impl Kick {
+    /// Has `events` report kicks as `token`.
+    pub(super) fn listen(event: File, events: &Arc<Epoll>, token: u64) -> Result<Self, Refusal> {
+        let interest = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
+        events.ctl(ControlOperation::Add, event.as_raw_fd(), interest)?;
+        Ok(Self {
+            event,
+            events: Arc::clone(events),
+        })
+    }
+}
+
+impl Drop for Kick {
+    fn drop(&mut self) {
+        // Closing does not do: the front-end holds the same eventfd, and the kernel goes by that. It
+        // was added and so can be removed.
+        let fd = self.event.as_raw_fd();
+        let _ = self
+            .events
+            .ctl(ControlOperation::Delete, fd, EpollEvent::default());
+    }
+}
+
+/// One queue as its front-end set it up.
+#[derive(Debug)]
+pub(super) struct Ring {
+    index: u16,
+    pub(super) queue: Queue,
+    /// Guest memory as of now.
+    pub(super) memory: Arc<GuestMemoryMmap>,
+    addresses: Option<Addresses>,
+    kick: Option<Kick>,
+    started: bool,
+    pub(super) enabled: bool,
+    pub(super) paused: bool,
+    /// Nothing is taken until it is set up anew; the guest was told by the error event.
+    pub(super) broken: bool,
+    /// What the front-end keeps of its requests in flight: then that says where the ring goes on, and
+    /// SET_VRING_BASE counts for nothing.
+    pub(super) tracked: Option<Arc<Tracked>>,
+    /// Of [`guard::faults`], those that are none of this ring's memory.
+    pub(super) faults: u64,
+}
+
+impl Ring {
+    pub(super) fn new(index: u16, most: u16) -> Result<Self, virtio_queue::Error> {
+        Ok(Self {
+            index,
+            queue: Queue::new(most)?,
+            memory: Arc::new(GuestMemoryMmap::new()),
+            addresses: None,
+            kick: None,
+            started: false,
+            enabled: false,
+            paused: false,
+            broken: false,
+            tracked: None,
+            faults: 0,
+        })
+    }
+
+    /// Whether chains are taken from it.
+    pub(super) fn is_served(&self) -> bool {
+        self.started && self.enabled && !self.paused && !self.broken
+    }
+
+    /// Whether it was started and not stopped since.
+    pub(super) fn is_started(&self) -> bool {
+        self.started
+    }
+
+    /// Whether its memory went away since it was set up.
+    pub(super) fn has_faults(&self) -> bool {
+        self.started && guard::faults() != self.faults
+    }
+
+    /// SET_VRING_NUM.
+    pub(super) fn set_size(&mut self, asked: u32) -> Result<(), Refusal> {
+        if self.started {
+            return Err(Refusal::Running(self.index.into()));
+        }
+        let most = self.queue.max_size();
+        let size = u16::try_from(asked).ok();
+        size.and_then(|size| self.queue.try_set_size(size).ok())
+            .ok_or(Refusal::QueueSize { asked, most })
+    }
+
+    /// SET_VRING_BASE. Where the used ring stands is read from it at the start.
+    pub(super) fn set_base(&mut self, base: u32) -> Result<(), Refusal> {
+        let index = self.index.into();
+        if self.started {
+            return Err(Refusal::Running(index));
+        }
+        let position = u16::try_from(base).map_err(|_| Refusal::Base { index, base })?;
+        self.queue.set_next_avail(position);
+        Ok(())
+    }
+
+    /// The index of the next chain that would be taken.
+    pub(super) fn base(&self) -> u16 {
+        self.queue.next_avail()
+    }
+
+    /// SET_VRING_ADDR of a ring that does not run: the parts must begin in shared memory. That they end
+    /// there too is checked at the start, when the size is known for certain.
+    pub(super) fn set_addresses(
+        &mut self,
+        addresses: Addresses,
+        table: &Table,
+    ) -> Result<(), Refusal> {
+        self.locate(&addresses, table, 0)?;
+        self.addresses = Some(addresses);
+        Ok(())
+    }
+
+    /// Whether these are its addresses.
+    pub(super) fn has_addresses(&self, addresses: &Addresses) -> bool {
+        self.addresses.as_ref() == Some(addresses)
+    }
+
+    /// SET_VRING_KICK.
+    pub(super) fn set_kick(&mut self, kick: Kick) {
+        self.kick = Some(kick);
+    }
+
+    /// Starts the ring if it is configured and did not run. `true` if it runs now and did not before.
+    pub(super) fn try_start(&mut self, table: &Table) -> Result<bool, Refusal> {
+        let (false, Some(_), Some(addresses)) = (self.started, &self.kick, self.addresses) else {
+            return Ok(false);
+        };
+        let located = self.locate(&addresses, table, self.queue.size())?;
+        self.place(located)?;
+        self.memory = Arc::clone(table.map());
+        let used = self
+            .queue
+            .used_idx(self.memory.as_ref(), Ordering::Relaxed)
+            .map_err(|_| Refusal::RingMemory(self.index))?;
+        self.queue.set_next_used(used.0);
+        self.queue.set_ready(true);
+        self.faults = guard::faults();
+        self.broken = false;
+        self.started = true;
+        Ok(true)
+    }
+
+    /// The parts of a running, paused ring at new addresses.
+    pub(super) fn relocate(&mut self, addresses: Addresses, table: &Table) -> Result<(), Refusal> {
+        let located = self.locate(&addresses, table, self.queue.size())?;
+        self.place(located)?;
+        self.addresses = Some(addresses);
+        Ok(())
+    }
+
+    /// Other memory. A ring that runs and is paused is found again in it, or not.
+    pub(super) fn set_memory(&mut self, table: &Table) -> Result<(), Refusal> {
+        self.memory = Arc::clone(table.map());
+        match self.addresses {
+            Some(addresses) if self.started => {
+                self.faults = guard::faults();
+                self.relocate(addresses, table)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// More memory: what was there stays where it was.
+    pub(super) fn add_memory(&mut self, table: &Table) {
+        self.memory = Arc::clone(table.map());
+    }
+
+    /// Takes no more chains. What is in flight is still to be answered.
+    pub(super) fn stop(&mut self) {
+        self.started = false;
+        self.queue.set_ready(false);
+        self.kick = None;
+    }
+
+    /// As if it had never been set up. Nothing may be in flight.
+    pub(super) fn reset(&mut self) {
+        self.stop();
+        self.queue.reset();
+        self.addresses = None;
+        self.enabled = false;
+        self.paused = false;
+        self.broken = false;
+        self.tracked = None;
+    }
+
+    fn locate(&self, addresses: &Addresses, table: &Table, size: u16) -> Result<Located, Refusal> {
+        let entries = u64::from(size);
+        let part = |what, user, len: u64| {
+            let found = table.guest_address(user, len.max(1));
+            found.ok_or(Refusal::RingAddress(self.index, what))
+        };
+        Ok(Located {
+            descriptors: part("descriptor", addresses.descriptors, entries * DESCRIPTOR)?,
+            available: part("available", addresses.available, AVAILABLE + entries * 2)?,
+            used: part("used", addresses.used, USED + entries * 8)?,
+        })
+    }
+
+    fn place(&mut self, at: Located) -> Result<(), Refusal> {
+        let (queue, index) = (&mut self.queue, self.index);
+        let misplaced = |what| move |_| Refusal::RingAddress(index, what);
+        queue
+            .try_set_desc_table_address(at.descriptors)
+            .map_err(misplaced("descriptor"))?;
+        queue
+            .try_set_avail_ring_address(at.available)
+            .map_err(misplaced("available"))?;
+        queue
+            .try_set_used_ring_address(at.used)
+            .map_err(misplaced("used"))
+    }
+}

@@ -1,0 +1,257 @@
+//! Mapped files that somebody else may shorten under us.
+//!
+//! Guest memory and the inflight region are files of the front-end. Touching a page beyond the end that
+//! such a file has *now* raises SIGBUS, and the default action of that is the end of the daemon: any
+//! front-end could take down a disk in the middle of its work. A mapping that is registered here gets a
+//! page of zeros in place of the one that went, and the fault is counted ([`faults`]); whoever works with
+//! the memory looks at the count and stops. A fault anywhere else does what it did before
+//! [`install`].
+//!
+//! The handler is async-signal-safe: it reads a table of atomics, calls `mmap`, and nothing else.
+#![expect(
+    unsafe_code,
+    reason = "a signal handler, and the page that it maps over a lost one"
+)]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use thiserror::Error;
+
+/// Mappings at a time: two tables of as many regions as a front-end may hand over, one in use and one
+/// about to be, and as much again for what a dying connection still holds.
+const MAX_RANGES: usize = 2048;
+/// The smallest page of any machine that this runs on.
+const SMALL_PAGE: usize = 4096;
+/// `start` of an entry that is being filled in.
+const CLAIMED: usize = usize::MAX;
+
+static RANGES: [Range; MAX_RANGES] = [const { Range::free() }; MAX_RANGES];
+static FAULTS: AtomicU64 = AtomicU64::new(0);
+/// What SIGBUS did before, for faults that are none of ours.
+static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
+
+/// More mappings are guarded than there is room for.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("more than {MAX_RANGES} mappings of front-ends at a time")]
+pub struct TooMany;
+
+/// `[start, end)` of a mapping; `start` is 0 for a free entry.
+struct Range {
+    start: AtomicUsize,
+    end: AtomicUsize,
+    /// Bytes of a page of the file, for those whose pages are huge.
+    page: AtomicUsize,
+}
+
+impl Range {
+    const fn free() -> Self {
+        Self {
+            start: AtomicUsize::new(0),
+            end: AtomicUsize::new(0),
+            page: AtomicUsize::new(0),
+        }
+    }
+}
+
+/// A mapping that is guarded until this is dropped, which has to happen before it is unmapped or at once
+/// afterwards.
+#[derive(Debug)]
+pub struct Guarded(usize);
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        if let Some(range) = RANGES.get(self.0) {
+            range.start.store(0, Ordering::Release);
+        }
+    }
+}
+
+/// Guards the `len` bytes mapped at `start`. `page`: bytes of a page of the mapped file, as `st_blksize`
+/// tells for files with huge pages; anything smaller than a page counts as one.
+///
+/// # Errors
+/// [`TooMany`].
+pub fn guard(start: *const u8, len: usize, page: usize) -> Result<Guarded, TooMany> {
+    let start = start.addr();
+    for (at, range) in RANGES.iter().enumerate() {
+        let claim = range
+            .start
+            .compare_exchange(0, CLAIMED, Ordering::AcqRel, Ordering::Relaxed);
+        if claim.is_ok() {
+            range
+                .end
+                .store(start.saturating_add(len), Ordering::Relaxed);
+            range.page.store(page, Ordering::Relaxed);
+            range.start.store(start, Ordering::Release);
+            return Ok(Guarded(at));
+        }
+    }
+    Err(TooMany)
+}
+
+/// Faults so far in guarded mappings: each a page of zeros where the front-end's memory was.
+pub fn faults() -> u64 {
+    FAULTS.load(Ordering::Acquire)
+}
+
+/// Installs the handler, once for the process.
+///
+/// # Errors
+/// Those of `sigaction`.
+pub fn install() -> io::Result<()> {
+    let installed = INSTALLED
+        .get_or_init(|| install_now().map_err(|e| e.raw_os_error().unwrap_or(libc::EINVAL)));
+    installed.map_err(io::Error::from_raw_os_error)
+}
+
+fn install_now() -> io::Result<()> {
+    let mut before = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: no new action is given; `before` has room for the old one.
+    let asked = unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), before.as_mut_ptr()) };
+    if asked != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded and filled it.
+    let before = unsafe { before.assume_init() };
+    // In place before the handler can want it.
+    let _ = BEFORE.set(before);
+    // SAFETY: sigaction is a plain C structure for which all bits zero is valid; the mask is emptied by
+    // that already.
+    let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_sigbus;
+    action.sa_sigaction = handler as *const () as libc::sighandler_t;
+    // On the alternative stack, which every thread of the standard library has: a worker may be deep.
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: the handler has the signature that SA_SIGINFO wants and calls only what is
+    // async-signal-safe.
+    let set = unsafe { libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()) };
+    if set != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+extern "C" fn on_sigbus(
+    _signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    _context: *mut libc::c_void,
+) {
+    // SAFETY: the kernel hands a valid siginfo over to a handler with SA_SIGINFO.
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
+    // Above zero it is the kernel that speaks of a fault, otherwise somebody sent the signal.
+    let fault = code > 0;
+    if fault && patch(address) {
+        return;
+    }
+    // SAFETY: as in `install_now`; sigaction and raise are async-signal-safe. If it was a fault, the
+    // instruction is tried again under the old action; if not, the signal comes again.
+    unsafe {
+        if let Some(before) = BEFORE.get().filter(|_| fault) {
+            libc::sigaction(libc::SIGBUS, before, ptr::null_mut());
+        } else {
+            libc::signal(libc::SIGBUS, libc::SIG_DFL);
+            libc::raise(libc::SIGBUS);
+        }
+    }
+}
+
+/// Puts a page of zeros where `address` lies in a guarded mapping. `false` if it lies in none.
+fn patch(address: usize) -> bool {
+    let found = RANGES.iter().find_map(|range| {
+        let start = range.start.load(Ordering::Acquire);
+        if start == 0 || start == CLAIMED || address < start {
+            return None;
+        }
+        let end = range.end.load(Ordering::Relaxed);
+        (address < end).then(|| range.page.load(Ordering::Relaxed))
+    });
+    let Some(page) = found else {
+        return false;
+    };
+    // A mapping of huge pages can be replaced only in whole ones.
+    let patched = map_zeros(address, SMALL_PAGE) || (page > SMALL_PAGE && map_zeros(address, page));
+    if patched {
+        FAULTS.fetch_add(1, Ordering::Release);
+    }
+    patched
+}
+
+/// Maps zeros over the page of `size` bytes, a power of two, in which `address` lies.
+fn map_zeros(address: usize, size: usize) -> bool {
+    if !size.is_power_of_two() {
+        return false;
+    }
+    let start = address & !(size - 1);
+    // SAFETY: `address` lies in a mapping that its owner registered, mappings consist of whole pages of
+    // their file, and so this replaces nothing else. The contents are a foreign process's anyway: no
+    // reference into them exists.
+    let mapped = unsafe {
+        libc::mmap(
+            ptr::without_provenance_mut(start),
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+            -1,
+            0,
+        )
+    };
+    mapped != libc::MAP_FAILED
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    /// A mapping of `len` bytes of a file in memory.
+    fn map(file: &File, len: usize) -> *mut u8 {
+        // SAFETY: a new mapping at a place that the kernel chooses.
+        let mapped = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        assert_ne!(mapped, libc::MAP_FAILED);
+        mapped.cast()
+    }
+
+    #[test]
+    fn a_page_that_went_reads_as_zeros_and_is_counted() {
+        install().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4 * SMALL_PAGE as u64).unwrap();
+        let start = map(&file, 4 * SMALL_PAGE);
+        let guarded = guard(start, 4 * SMALL_PAGE, SMALL_PAGE).unwrap();
+        let before = faults();
+        // SAFETY: inside of the mapping, which lives to the end of the test.
+        let byte = |at: usize| unsafe { start.add(at).read_volatile() };
+        // SAFETY: the same.
+        unsafe { start.add(3 * SMALL_PAGE).write_volatile(7) };
+        assert_eq!(byte(3 * SMALL_PAGE), 7);
+        file.set_len(2 * SMALL_PAGE as u64).unwrap();
+        assert_eq!(byte(3 * SMALL_PAGE), 0);
+        assert_eq!(byte(2 * SMALL_PAGE + 5), 0);
+        assert_eq!(byte(SMALL_PAGE), 0);
+        assert_eq!(faults() - before, 2, "of this test's mappings alone");
+        // The page is ordinary memory now.
+        // SAFETY: as above.
+        unsafe { start.add(3 * SMALL_PAGE).write_volatile(9) };
+        assert_eq!(byte(3 * SMALL_PAGE), 9);
+        assert_eq!(faults() - before, 2);
+        drop(guarded);
+        // SAFETY: nothing refers to it any more.
+        unsafe { libc::munmap(start.cast(), 4 * SMALL_PAGE) };
+    }
+}

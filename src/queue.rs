@@ -318,6 +318,10 @@ impl<M: Medium> Worker<M> {
         {
             self.service(queue, memory, None);
             if let Some(channel) = &mut self.channel {
+                // They stay in flight, for who serves the queue next.
+                if channel.leave_waiting() {
+                    break;
+                }
                 channel.wait(Duration::from_millis(1));
             }
         }

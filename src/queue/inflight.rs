@@ -388,6 +388,24 @@ impl Region {
         })
     }
 
+    /// What was to be written at these places (in their order) was not, and something else may be: whoever finds such an
+    /// intent of an operation in flight knows nothing.
+    pub fn give_up(&self, places: &[(ZoneIndex, Blocks)]) {
+        for queue in (0..self.shape.queues).filter_map(|index| self.queue(index)) {
+            for (_, head) in queue.part.in_flight() {
+                if let Past::Intended(Intent {
+                    zone,
+                    change: Change::Write { start, .. },
+                    ..
+                }) = queue.part.past(head)
+                    && places.binary_search(&(zone, start)).is_ok()
+                {
+                    queue.part.spoil_intent(head);
+                }
+            }
+        }
+    }
+
     /// What every operation in flight was about to change, of all queues.
     pub fn intents(&self) -> impl Iterator<Item = Intent> + '_ {
         (0..self.shape.queues)
@@ -466,6 +484,13 @@ impl Part {
         let check_at = at + (1 + INTENT_FIELDS as u64) * 8;
         self.bytes.store_u64(check_at, check(counter, &fields));
         self.bytes.store_u64(at, counter);
+    }
+
+    /// Makes an intent one that is not to be trusted.
+    fn spoil_intent(&self, head: u16) {
+        let check = self.intents + INTENT_LEN * u64::from(head) + (1 + INTENT_FIELDS as u64) * 8;
+        let right = self.bytes.load_u64(check);
+        self.bytes.store_u64(check, !right);
     }
 
     fn past(&self, head: u16) -> Past {

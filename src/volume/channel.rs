@@ -127,10 +127,21 @@ impl<M: Medium, P: Payload> Channel<M, P> {
 
     /// Nothing is under way.
     pub fn is_idle(&self) -> bool {
-        self.free_ops.len() == self.ops.len()
-            && self.done.is_empty()
-            && !self.round.is_active()
-            && self.fences.is_idle()
+        self.free_ops.len() == self.ops.len() && self.is_still()
+    }
+
+    /// Nothing is under way but perhaps operations that are being worked off, or wait.
+    pub(super) fn is_still(&self) -> bool {
+        self.done.is_empty() && !self.round.is_active() && self.fences.is_idle()
+    }
+
+    /// Drops every operation as if it had never come.
+    pub(super) fn forget_ops(&mut self) {
+        for (id, op) in (0..).zip(&mut self.ops) {
+            if op.take().is_some() {
+                self.free_ops.push(id);
+            }
+        }
     }
 
     /// Operations that ended as soon as they were started; [`Channel::poll`] hands them over.

@@ -3,7 +3,7 @@
 //! Whoever brings them knows from a place that outlives the daemon what each was about to change
 //! ([`Payload::intend`]); what came of it, the zone records tell.
 
-use crate::geometry::{Generation, Sector, ZoneIndex};
+use crate::geometry::{Blocks, Generation, Sector, ZoneIndex};
 use crate::mutant::{self, Mutant, Point};
 use crate::request::{Command, Outcome, Status, ZoneAction, blocks_of};
 use crate::store::Medium;
@@ -11,7 +11,7 @@ use crate::zone::{Change, Intent, Redo, Ticket, ZoneState};
 
 use super::Volume;
 use super::channel::Channel;
-use super::op::{Past, Payload};
+use super::op::{Op, Past, Payload, Stage};
 
 impl<M: Medium> Volume<M> {
     /// Announces operations that will come by [`Channel::start_again`]: until each has come, its zone
@@ -27,12 +27,20 @@ impl<M: Medium> Volume<M> {
         self.table.expects()
     }
 
-    /// Waits no longer for those that have not come: what must follow them fails, and their zones take
-    /// whatever comes.
-    pub fn expect_no_more(&self) {
-        for released in self.table.expect_no_more() {
+    /// Waits no longer for those that have not come: they fail, and so does what must follow them, and
+    /// their zones take whatever comes. `note` is told their places first, for who keeps their intents:
+    /// what is written there next must not be taken for them.
+    pub fn give_up(&self, note: impl FnOnce(&[(ZoneIndex, Blocks)])) {
+        let given_up = self.table.give_up();
+        note(&given_up.places);
+        for released in self.table.release(given_up) {
             self.post(released);
         }
+    }
+
+    /// Waits no longer for those that have not come, whose intents nobody keeps.
+    pub fn expect_no_more(&self) {
+        self.give_up(|_| ());
     }
 }
 
@@ -42,6 +50,20 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     pub fn start_again(&mut self, command: Command, payload: P, intent: Option<Intent>) {
         let intent = intent.filter(|_| !Mutant::ForgetIntent.is_on());
         self.start_with(command, payload, Past::Begun(intent));
+    }
+
+    /// Lets go of operations that wait for others which are announced and do not come, if they are all that
+    /// is left: nothing of them has begun, and whoever keeps what is in flight brings them again. `true` if
+    /// they are gone, and with them everything.
+    pub fn leave_waiting(&mut self) -> bool {
+        let parked = |op: &Op<P>| matches!(op.stage, Stage::Parked);
+        let waits = self.ops.iter().flatten().all(parked);
+        if !waits || !self.is_still() || !self.volume.expects() {
+            return false;
+        }
+        self.volume.table.forget_life(self.life);
+        self.forget_ops();
+        true
     }
 
     /// Notes what an operation is about to change.

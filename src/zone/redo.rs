@@ -52,6 +52,15 @@ pub enum Redo<T> {
     Again(Admission<T>),
 }
 
+/// Writes that were announced and did not come.
+#[derive(Debug)]
+#[must_use]
+pub struct GivenUp {
+    /// Where each was to be, in order.
+    pub places: Vec<(ZoneIndex, Blocks)>,
+    waiting: Vec<Released>,
+}
+
 /// A write that is to come once more.
 #[derive(Debug)]
 pub(super) struct Expected {
@@ -115,7 +124,7 @@ impl Inner {
 
 impl Table {
     /// Announces the writes among `intents` that will come once more ([`Table::admit_redo`]). Their zones
-    /// take nothing else before each has come or [`Table::expect_no_more`] is called. What a zone counts
+    /// take nothing else before each has come or is [given up](Table::give_up). What a zone counts
     /// already, and what does not fit it (the intents come from a front-end), is not waited for.
     pub fn expect(&self, intents: impl Iterator<Item = Intent>) {
         let mut inner = self.inner.lock();
@@ -158,19 +167,31 @@ impl Table {
         !self.inner.lock().expected.is_empty()
     }
 
-    /// Those that were announced and have not had their turn will not be waited for. Returns who can go
-    /// on now, of whatever queue.
-    pub fn expect_no_more(&self) -> Vec<Released> {
+    /// Gives up those that were announced and have not had their turn: they fail from now on. Their zones
+    /// are free only after [`Table::release`], so that in between it can be noted that what they ask for
+    /// was not done: whatever takes their place next must not be taken for them.
+    pub fn give_up(&self) -> GivenUp {
         let mut inner = self.inner.lock();
         let expected = std::mem::take(&mut inner.expected);
-        let mut released = Vec::new();
-        for Expected {
-            zone: index,
-            waiting,
-            ..
-        } in expected
-        {
-            released.extend(waiting.map(|ticket| Released::Retry(ticket, index)));
+        let places = expected.iter().map(|one| (one.zone, one.start));
+        let waiting = expected.iter().filter_map(|one| {
+            let ticket = one.waiting?;
+            Some(Released::Retry(ticket, one.zone))
+        });
+        GivenUp {
+            places: places.collect(),
+            waiting: waiting.collect(),
+        }
+    }
+
+    /// Frees the zones of what was given up. Returns who can go on now, of whatever queue.
+    pub fn release(&self, given_up: GivenUp) -> Vec<Released> {
+        let GivenUp {
+            places,
+            waiting: mut released,
+        } = given_up;
+        let mut inner = self.inner.lock();
+        for (index, _) in places {
             let Some(zone) = inner.zone(index).filter(|zone| zone.awaited) else {
                 continue;
             };

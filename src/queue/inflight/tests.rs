@@ -150,6 +150,19 @@ fn an_altered_intent_is_not_trusted() {
 }
 
 #[test]
+fn an_intent_that_was_given_up_is_not_trusted() {
+    let region = region();
+    let mut queue = queue(&region, 0);
+    for (head, start) in [(0, 2), (1, 4)] {
+        queue.take(head);
+        queue.note(head).unwrap().intend(intent(start));
+    }
+    region.give_up(&[(ZoneIndex(3), Blocks(2)), (ZoneIndex(4), Blocks(4))]);
+    let heads = [(0, Past::Intended(intent(2))), (1, Past::Doubtful)];
+    assert_eq!(resume(&region, 2, 0).1, heads);
+}
+
+#[test]
 fn heads_that_no_table_has_are_not_noted() {
     let region = region();
     let mut queue = queue(&region, 0);

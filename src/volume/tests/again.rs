@@ -145,11 +145,29 @@ fn a_zone_waits_for_what_does_not_come_until_it_is_given_up() {
     }
     let elsewhere = disk.append(2, &blocks(1, 1));
     assert_eq!(elsewhere, Sector(2 * APPENDED_1));
-    disk.volume().expect_no_more();
+    let mut places = Vec::new();
+    disk.volume().give_up(|given_up| places = given_up.to_vec());
+    assert_eq!(places, [1, 2, 3, 4, 5].map(|at| (ZoneIndex(1), Blocks(at))));
     assert_eq!(disk.finish(&third), Outcome::Done(Status::IoError, 0));
     let sector = Sector(APPENDED_1 + BLOCK / 512);
     assert_eq!(disk.finish(&newcomer), Outcome::Appended(sector));
     assert_eq!(disk.finish(&reset), Outcome::Done(Status::Ok, 0));
+}
+
+#[test]
+fn who_leaves_while_others_are_waited_for_holds_up_nothing_and_comes_again() {
+    let (disk, kept) = appends_cut_off(0);
+    let mut disk = reopened(disk, &kept);
+    let third = disk.start_again(1, &kept[2]);
+    disk.start(1, append(1), blocks(9, 1));
+    assert_eq!(disk.outcome(&third), None);
+    assert!(disk.channels[1].leave_waiting() && disk.channels[1].is_idle());
+    let volume = Arc::clone(disk.volume());
+    disk.channels[1] = channel(&volume, 1, 64).unwrap();
+    let again: Vec<Memory> = kept.iter().map(|kept| disk.start_again(1, kept)).collect();
+    let ends: Vec<Outcome> = again.iter().map(|memory| disk.finish(memory)).collect();
+    check_zone(&mut disk, &ends);
+    assert!(!disk.channels[1].leave_waiting(), "nothing is waited for");
 }
 
 #[test]

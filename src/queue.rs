@@ -204,6 +204,12 @@ impl<M: Medium> Worker<M> {
         self.broken
     }
 
+    /// Whether nothing has gone through a ring yet, as far as its indices tell.
+    pub fn is_fresh(&self, queue: &Queue, memory: &GuestMemoryMmap) -> bool {
+        let used = Rings::find(queue, memory).and_then(|rings| Ok(rings.indices()?.1));
+        queue.next_avail() == 0 && used.is_ok_and(|used| used == 0)
+    }
+
     /// Whether the queue is started.
     pub fn is_started(&self) -> bool {
         self.channel.is_some()

@@ -15,7 +15,9 @@ use signal_hook::iterator::Signals;
 use uuid::Uuid;
 
 use crate::crypt::Cipher;
-use crate::device::{AllowedUids, DeviceOptions, ServeError, Server, Stop, ThreadHook};
+use crate::device::{
+    AllowedUids, DeviceOptions, ServeError, Server, Stop, ThreadHook, WithoutInflight,
+};
 use crate::format::Unlocked;
 use crate::format::image::unlock;
 use crate::geometry::Model;
@@ -60,6 +62,25 @@ impl From<CacheMode> for Cache {
         match mode {
             CacheMode::Direct => Self::Direct,
             CacheMode::Writeback => Self::Writeback,
+        }
+    }
+}
+
+/// What to do about a queue that was in use when a daemon was killed, if the front-end does not keep
+/// which of its requests were in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum WithoutInflightMode {
+    /// Do not serve it before the guest starts anew
+    Refuse,
+    /// Go on: some requests may be done twice, others never be answered
+    Resume,
+}
+
+impl From<WithoutInflightMode> for WithoutInflight {
+    fn from(mode: WithoutInflightMode) -> Self {
+        match mode {
+            WithoutInflightMode::Refuse => Self::Refuse,
+            WithoutInflightMode::Resume => Self::Resume,
         }
     }
 }
@@ -165,6 +186,10 @@ struct OpeningArgs {
     /// Serve a disk whose zone records are not those with which it was closed, as they are
     #[arg(long, help_heading = "Opening")]
     accept_records: bool,
+    /// What to do about a queue that was in use when the daemon before this one was killed, if the
+    /// front-end does not keep which of its requests were in flight (QEMU's vhost-user-blk-pci does)
+    #[arg(long, value_enum, default_value_t = WithoutInflightMode::Refuse, help_heading = "Opening")]
+    without_inflight: WithoutInflightMode,
 }
 
 /// Bytes of tags in memory.
@@ -277,6 +302,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
             queue_size: args.queue_size,
         },
         serial: serial(args, &volume),
+        without_inflight: args.opening.without_inflight.into(),
         stats,
         thread_started: ThreadHook::default(),
     };

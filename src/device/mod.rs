@@ -13,6 +13,7 @@
 //! | `memory` | what the front-end shares of its guest's memory | the same |
 //! | `ring` | what it said of one queue, and whether that may be served | both, under its lock |
 //! | `tracked` | what it keeps of requests in flight, for a daemon that may die | both |
+//! | `past` | whether anybody knows what was in flight when a daemon was killed | both |
 //! | `handle` | one queue as both threads hold it: knock, rest, notify | both |
 //! | `worker` | the thread of one queue | itself |
 //! | `state` | features, configuration, the queues | both |
@@ -37,6 +38,7 @@ mod handle;
 mod handler;
 mod memory;
 mod options;
+mod past;
 mod refusal;
 mod ring;
 mod server;
@@ -46,6 +48,6 @@ mod sys;
 mod tracked;
 mod worker;
 
-pub use options::{DeviceOptions, ThreadHook, ThreadKind};
+pub use options::{DeviceOptions, ThreadHook, ThreadKind, WithoutInflight};
 pub use server::{ServeError, Server, Stop};
 pub use socket::{AllowedUids, SocketError};

@@ -45,6 +45,17 @@ impl std::fmt::Debug for ThreadHook {
     }
 }
 
+/// What becomes of a ring that was in use when a daemon was killed, if the front-end does not keep what
+/// was in flight: which of its requests were done, nobody knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WithoutInflight {
+    /// It is not served before the guest sets it up anew.
+    #[default]
+    Refuse,
+    /// It goes on where the front-end says: some requests may be done twice, and others never answered.
+    Resume,
+}
+
 /// What the operator chose.
 #[derive(Clone, Debug)]
 pub struct DeviceOptions {
@@ -56,6 +67,8 @@ pub struct DeviceOptions {
     pub poll: Duration,
     /// Where each queue counts what it does. A queue that has no place here does not.
     pub stats: Vec<Arc<QueueStats>>,
+    /// What to do about requests of which nobody knows whether they were done.
+    pub without_inflight: WithoutInflight,
     /// Called on each thread.
     pub thread_started: ThreadHook,
 }

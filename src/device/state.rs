@@ -16,6 +16,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use super::handle::QueueHandle;
 use super::memory::Region;
 use super::options::{DeviceOptions, ThreadKind};
+use super::past::Past;
 use super::ring::Ring;
 use super::worker::QueueThread;
 use crate::geometry::Model;
@@ -37,6 +38,7 @@ pub(super) struct Device<M: Medium> {
     /// Regions that a front-end took back or left behind while requests still held them: kept guarded
     /// until the last of these has let go.
     retired: Mutex<Vec<Arc<Region>>>,
+    past: Past,
 }
 
 /// The threads of a device's queues.
@@ -55,6 +57,7 @@ impl<M: Medium> Device<M> {
             .collect::<io::Result<Vec<_>>>()?;
         Ok(Self {
             config: Mutex::new(ConfigSpace::new(volume.geometry(), limits)),
+            past: Past::new(volume.was_killed()),
             volume,
             options,
             acked: AtomicU64::new(0),
@@ -94,6 +97,10 @@ impl<M: Medium> Device<M> {
         &self.volume
     }
 
+    pub(super) fn past(&self) -> &Past {
+        &self.past
+    }
+
     pub(super) fn options(&self) -> &DeviceOptions {
         &self.options
     }
@@ -104,6 +111,7 @@ impl<M: Medium> Device<M> {
 
     /// A new front-end, which finds nothing of what the last one set up, and the write cache on.
     pub(super) fn begin(&self) {
+        self.past.next_front_end();
         self.acked.store(0, Ordering::Release);
         self.config.lock().set_writeback(true);
         self.volume.set_write_cache(true);

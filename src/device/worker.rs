@@ -7,10 +7,11 @@ use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use log::error;
+use log::{error, info, warn};
 use vmm_sys_util::epoll::EpollEvent;
 
 use super::handle::{DRAIN_PATIENCE, QueueHandle, Wake};
+use super::options::WithoutInflight;
 use super::ring::Ring;
 use super::state::Device;
 use super::tracked::Tracked;
@@ -195,8 +196,9 @@ impl<M: Medium> QueueThread<M> {
     /// that cannot be: to go on elsewhere would do some requests twice and others never.
     fn track(&mut self, ring: &mut Ring) -> bool {
         let Some(tracked) = &ring.tracked else {
-            return true;
+            return self.begin_untracked(ring);
         };
+        self.device.past().serves();
         let index = self.queue.index();
         let told = match tracked.queue(index) {
             Some(part) => self
@@ -212,6 +214,44 @@ impl<M: Medium> QueueThread<M> {
             }
             Err(e) => {
                 error!("queue {index}: {e}; the queue is stopped");
+                ring.broken = true;
+                false
+            }
+        }
+    }
+
+    /// Begins a queue of which the front-end keeps nothing; `false`, and a broken ring, if it holds requests
+    /// of which nobody knows whether they were done.
+    fn begin_untracked(&self, ring: &mut Ring) -> bool {
+        let past = self.device.past();
+        let index = self.queue.index();
+        if index == 0 {
+            info!(
+                "the front-end does not keep what is in flight: if this daemon is killed, its guest must be \
+                 restarted"
+            );
+        }
+        let fresh = || self.worker.is_fresh(&ring.queue, &ring.memory);
+        if !past.is_unknown() || fresh() {
+            past.serves();
+            return true;
+        }
+        match self.device.options().without_inflight {
+            WithoutInflight::Resume => {
+                warn!(
+                    "queue {index}: goes on where the front-end says. The daemon before this one was \
+                     killed: requests that were in flight may be done twice or never be answered"
+                );
+                past.serves();
+                true
+            }
+            WithoutInflight::Refuse => {
+                error!(
+                    "queue {index}: the daemon before this one was killed, and the front-end does not keep \
+                     what was in flight: nobody knows which requests were done, so the queue is not \
+                     served. Restart the guest, or serve with --without-inflight resume"
+                );
+                past.refuses();
                 ring.broken = true;
                 false
             }

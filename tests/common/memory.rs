@@ -95,6 +95,21 @@ impl GuestRam {
             .collect()
     }
 
+    /// Takes the file of a region away from under both sides: who touches that memory then gets SIGBUS.
+    pub fn shrink(&self, at: usize) {
+        let region = self.mem.iter().nth(at).expect("a region");
+        let file = region.file_offset().expect("file-backed").file();
+        file.set_len(0).expect("shrinking guest memory");
+    }
+
+    /// Leaves the first `len` bytes of a region.
+    pub fn shrink_to(&self, at: usize, len: u64) {
+        let region = self.mem.iter().nth(at).expect("a region");
+        let file = region.file_offset().expect("file-backed").file();
+        file.set_len(FILE_OFFSET + len)
+            .expect("shrinking guest memory");
+    }
+
     /// The address of this process at which a guest-physical address is mapped.
     pub fn user_addr(&self, gpa: u64) -> u64 {
         self.mem

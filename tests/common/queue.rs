@@ -136,6 +136,15 @@ impl Queue {
         self.flights.len()
     }
 
+    /// Where the device may write for a request in flight.
+    ///
+    /// # Panics
+    /// If it is not in flight.
+    pub fn writable_spans(&self, ticket: u64) -> Vec<Span> {
+        let flight = self.flights.values().find(|f| f.ticket == ticket);
+        flight.expect("in flight").writable.clone()
+    }
+
     /// The ticket of the newest request; tickets count up by one.
     pub fn last_ticket(&self) -> u64 {
         self.tickets

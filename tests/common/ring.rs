@@ -183,6 +183,23 @@ impl Ring {
         }
     }
 
+    /// Sets the flags of the available ring, whatever they mean.
+    pub fn set_avail_flags(&self, flags: u16) {
+        self.ram.store_u16(self.avail.start, flags);
+    }
+
+    /// Asks for a notification with the used element of this index (with event indices).
+    pub fn ask_for(&self, index: u16) {
+        self.write_event(index);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Writes the place of the event index, whether it means anything or not.
+    pub fn write_event(&self, index: u16) {
+        let at = self.avail.start + 4 + 2 * u64::from(self.size);
+        self.ram.store_u16(at, index);
+    }
+
     /// The device's index of the used ring.
     pub fn used_index(&self) -> u16 {
         self.ram.load_u16(self.used.start + 2)

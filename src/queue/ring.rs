@@ -24,6 +24,8 @@ const AVAILABLE_LEN: usize = 2;
 const USED_LEN: usize = 8;
 /// Bytes behind the entries of either ring: the event index.
 const EVENT_LEN: usize = 2;
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver need not be told. Of no meaning with event indices.
+const NO_INTERRUPT: u16 = 1;
 /// `VIRTQ_USED_F_NO_NOTIFY`: the driver need not kick. A hint, and of no meaning with event indices.
 const NO_NOTIFY: u16 = 1;
 
@@ -133,8 +135,8 @@ impl<'m> Rings<'m> {
 
     /// Shows the driver what was handed back. `true` if it wants to be told.
     ///
-    /// With event indices it does if the one that it named is among those shown now (virtio 1.4,
-    /// 2.7.7.2); without, always: a driver that polls ignores what it is told.
+    /// With event indices it does if the one that it named is among those shown now, without if its
+    /// flag does not say otherwise (virtio 1.4, 2.7.7.2).
     pub(super) fn publish(&mut self) -> Result<bool, RingError> {
         let (old, new) = (self.published, self.next_used);
         if old == new {
@@ -144,12 +146,12 @@ impl<'m> Rings<'m> {
             .store(new.to_le(), INDEX, Ordering::Release)
             .map_err(|_| RingError::Unaligned)?;
         self.published = new;
-        if !self.event_idx {
-            return Ok(true);
-        }
-        // The driver writes its event index and then looks at the used ring: one of the two sees
-        // the other's store.
+        // The driver says what it wants to be told of and then looks at the used ring: one of the
+        // two sees the other's store.
         fence(Ordering::SeqCst);
+        if !self.event_idx {
+            return Ok(load(&self.available, 0)? & NO_INTERRUPT == 0);
+        }
         let event = load(&self.available, self.available.len() - EVENT_LEN)?;
         Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old))
     }

@@ -363,7 +363,8 @@ impl Chain {
     }
 
     /// Writes the outcome where the driver looks for it. Returns the used length: how many bytes
-    /// of the device-writable part were written.
+    /// were written from the beginning of the device-writable part on. A status behind bytes that
+    /// were not written is not among them (virtio 1.4, 2.7.8.2).
     pub fn answer(&self, outcome: Outcome) -> Result<u32, MemoryFault> {
         let last = self.writable_len().saturating_sub(1);
         let (status, data) = match outcome {
@@ -374,7 +375,8 @@ impl Chain {
             }
         };
         self.write(last, &[status.byte()])?;
-        Ok(u32::try_from(data.saturating_add(1)).unwrap_or(u32::MAX))
+        let written = data + u64::from(data == last);
+        Ok(u32::try_from(written).unwrap_or(u32::MAX))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use vhost::vhost_user::message::FrontendReq;
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
 use crate::common::daemon::{Image, Rig};
 use crate::common::disk::{SMALL, ZONE, small_rig};
@@ -148,10 +148,19 @@ fn reads_of_two_sequential_zones_are_invalid() {
     assert_eq!(code, status::INVALID_CMD, "from a conventional zone on");
 }
 
+/// A session that may reset the device.
+fn with_reset() -> Options {
+    let options = Options::default();
+    Options {
+        protocol: options.protocol | VhostUserProtocolFeatures::RESET_DEVICE,
+        ..options
+    }
+}
+
 #[test]
 fn the_same_features_are_taken_again_after_a_reset() {
     let rig = Rig::new(&PLAIN, &[]);
-    let mut f = Frontend::open(&rig.socket());
+    let mut f = Frontend::open_with(&rig.socket(), with_reset());
     for _ in 0..3 {
         f.queue().assert_alive();
         f.wire
@@ -168,7 +177,7 @@ fn the_same_features_are_taken_again_after_a_reset() {
 #[test]
 fn a_reset_device_leaves_its_rings_alone() {
     let rig = Rig::new(&PLAIN, &[]);
-    let mut f = Frontend::open(&rig.socket());
+    let mut f = Frontend::open_with(&rig.socket(), with_reset());
     f.queue().assert_alive();
     f.wire
         .tell(FrontendReq::RESET_DEVICE, &[], &[])

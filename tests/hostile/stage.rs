@@ -63,8 +63,6 @@ impl fmt::Display for Seen {
 pub enum Want {
     /// This status.
     Status(u8),
-    /// One of these.
-    OneOf(&'static [u8]),
     /// A status that says no, or nothing written at all.
     Failed,
     /// Handed back with nothing written, or the queue stops.
@@ -89,10 +87,9 @@ impl Want {
             | (Self::QueueStops, Seen::Silent | Seen::Stopped)
             | (Self::NotTaken, Seen::Closed | Seen::Nack(_))
             | (Self::Taken, Seen::Taken) => true,
-            (Self::Status(want), Seen::Answered(Some(code), len)) => want == code && *len > 0,
-            (Self::OneOf(want), Seen::Answered(Some(code), len)) => want.contains(code) && *len > 0,
+            (Self::Status(want), Seen::Answered(Some(code), _)) => want == code,
             (Self::Failed, Seen::Answered(code, len)) => match code {
-                Some(code) => *code != status::OK && *len > 0,
+                Some(code) => *code != status::OK,
                 None => *len == 0,
             },
             _ => false,
@@ -143,6 +140,8 @@ pub struct Stage {
     /// With zones.
     pub zoned: bool,
     session: Option<Frontend>,
+    /// A case made the session for itself, and nobody knows what is left of its rings.
+    spent: bool,
     picture: Picture,
 }
 
@@ -185,6 +184,7 @@ impl Stage {
             rig,
             zoned,
             session: None,
+            spent: false,
             picture: Picture {
                 data: Vec::new(),
                 zones: Vec::new(),
@@ -206,6 +206,7 @@ impl Stage {
     /// [`Stage::fresh`] with options.
     pub fn fresh_with(&mut self, options: Options) -> &mut Frontend {
         self.leave();
+        self.spent = true;
         let socket = self.rig.socket();
         self.session.insert(Frontend::open_with(&socket, options))
     }
@@ -265,8 +266,9 @@ impl Stage {
     fn play(&mut self, case: &Case) -> (Seen, Result<(), String>) {
         let act = std::panic::AssertUnwindSafe(|| (case.act)(self));
         let seen = std::panic::catch_unwind(act).unwrap_or_else(|why| Seen::Wrong(message(&*why)));
-        if !matches!(seen, Seen::Answered(..)) {
+        if self.spent || !matches!(seen, Seen::Answered(..)) {
             self.leave();
+            self.spent = false;
         }
         let alive = std::panic::AssertUnwindSafe(|| self.is_alive());
         let alive = std::panic::catch_unwind(alive).unwrap_or_else(|why| Err(message(&*why)));

@@ -9,7 +9,8 @@ pub mod pipeline;
 /// Every access of this thread to a range of memory, one instruction at a time.
 ///
 /// The range is not accessible; an access faults, is noted, and is let through for one instruction by the trap flag.
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
 #[expect(
     unsafe_code,
     reason = "signal handlers, page protection and the trap flag"
@@ -24,7 +25,7 @@ mod watch {
         /// Bytes from the beginning of the range.
         pub(crate) offset: usize,
         /// The instruction.
-        pub(crate) rip: usize,
+        pub(crate) rip: i64,
         /// A store, not a load.
         pub(crate) write: bool,
     }
@@ -75,7 +76,7 @@ mod watch {
         if log.len() < log.capacity() {
             log.push(Access {
                 offset: at - base,
-                rip: registers[libc::REG_RIP as usize] as usize,
+                rip: registers[libc::REG_RIP as usize],
                 write: registers[libc::REG_ERR as usize] & FAULT_WRITE != 0,
             });
         }
@@ -133,7 +134,8 @@ mod watch {
     }
 }
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
 mod counted {
     use std::collections::BTreeSet;
     use std::ops::Range;
@@ -154,7 +156,7 @@ mod counted {
     const ZONE_SECTORS: u64 = crate::pipeline::ZONE / 512;
 
     /// Instructions of one copy lie this close together: memcpy, or what was inlined of it.
-    const ONE_ROUTINE: usize = 2048;
+    const ONE_ROUTINE: u64 = 2048;
 
     /// What a piece of guest memory is for.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,7 +21,7 @@ type Make = fn(&Parts) -> Vec<RawDescriptor>;
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (name, want, make) in shapes() {
-        cases.push(direct(name.into(), want.clone(), move |parts| make(parts)));
+        cases.push(direct(name.into(), want.clone(), make));
         cases.push(indirect(format!("{name}, indirect"), want, make));
     }
     cases.extend(next_fields());

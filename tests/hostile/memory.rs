@@ -158,9 +158,12 @@ fn tables() -> Vec<Case> {
     cases
 }
 
+/// Opens something; the first of it is used.
+type Open = fn() -> Vec<File>;
+
 /// Descriptors that are no memory.
 fn files() -> Vec<Case> {
-    let kinds: [(&str, fn() -> Vec<File>); 5] = [
+    let kinds: [(&str, Open); 5] = [
         ("/dev/null", || vec![File::open("/dev/null").expect("null")]),
         ("a directory", || vec![File::open("/").expect("root")]),
         ("a socket", || {

@@ -259,9 +259,12 @@ fn descriptors() -> Vec<Case> {
     cases
 }
 
+/// Opens something; the first of it is used.
+type Open = fn() -> Vec<OwnedFd>;
+
 /// Events that are none, on a queue that runs.
 fn events() -> Vec<Case> {
-    let kinds: [(&str, fn() -> Vec<OwnedFd>); 6] = [
+    let kinds: [(&str, Open); 6] = [
         ("/dev/null", || {
             vec![
                 File::options()
@@ -350,6 +353,9 @@ fn indices() -> Vec<Case> {
     cases
 }
 
+/// What a front-end does in a session.
+type Scene = fn(&mut Frontend) -> Seen;
+
 /// Messages at the wrong moment.
 fn order() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -364,7 +370,7 @@ fn order() -> Vec<Case> {
             }));
         }
     }
-    let scenes: [(&str, Want, fn(&mut Frontend) -> Seen); 12] = [
+    let scenes: [(&str, Want, Scene); 12] = [
         ("addresses before memory", Want::NotTaken, |f| {
             let body = [words(&[0, 0]), longs(&[0x1000, 0x3000, 0x2000, 0])].concat();
             tell(f, FrontendReq::SET_VRING_ADDR as u32, &body, &[])

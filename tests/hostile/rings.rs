@@ -270,6 +270,9 @@ fn put(start: &mut Start, part: usize, place: u64) -> u64 {
 
 const PART_NAMES: [&str; 3] = ["descriptors", "available ring", "used ring"];
 
+/// Puts parts of a ring where they may not be.
+type Spoil = fn(&mut Start);
+
 fn places() -> Vec<Case> {
     let mut cases = Vec::new();
     for (part, part_name) in PART_NAMES.into_iter().enumerate() {
@@ -284,7 +287,7 @@ fn places() -> Vec<Case> {
             }));
         }
     }
-    let overlaps: [(&str, fn(&mut Start)); 4] = [
+    let overlaps: [(&str, Spoil); 4] = [
         ("all parts in one place", |s| {
             s.avail = s.desc;
             s.used = s.desc;

@@ -17,10 +17,10 @@ pub const SOON: Duration = Duration::from_secs(10);
 /// can be stopped and that the disk did not change.
 pub const A_WHILE: Duration = Duration::from_millis(60);
 
-/// Bytes of the plain disk; the zoned one is [`SMALL`].
+/// Bytes of the plain disk.
 const PLAIN_BYTES: usize = 4 << 20;
-/// Bytes of the zoned disk.
-const ZONED_BYTES: usize = ZONES * 512 * ZONE as usize;
+/// Bytes of the zoned disk, [`SMALL`].
+const ZONED_BYTES: usize = 4 << 20;
 /// Bytes of a read when the whole disk is compared.
 const STRIDE: usize = 128 << 10;
 
@@ -236,7 +236,7 @@ impl Stage {
     }
 
     fn take_picture(&mut self) -> Picture {
-        let (zoned, len) = (self.zoned, self.len());
+        let (zoned, len) = (self.zoned, self.disk_bytes());
         let q = self.queue();
         let mut data = Vec::with_capacity(len);
         for at in (0..len).step_by(STRIDE) {
@@ -246,8 +246,7 @@ impl Stage {
         Picture { data, zones }
     }
 
-    /// Bytes of the disk.
-    pub fn len(&self) -> usize {
+    fn disk_bytes(&self) -> usize {
         if self.zoned { ZONED_BYTES } else { PLAIN_BYTES }
     }
 

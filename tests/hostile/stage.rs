@@ -412,7 +412,14 @@ pub fn ask(stage: &mut Stage, request: &Request, layout: &Layout) -> Seen {
 /// Sends a message that wants an acknowledgement or a reply and says what came of it.
 pub fn tell(f: &mut Frontend, code: u32, body: &[u8], fds: &[i32]) -> Seen {
     match f.wire.send(code, FLAG_NEED_REPLY, body, fds) {
-        Ok(()) => heard(&mut f.wire, code),
+        Ok(()) => match heard(&mut f.wire, code) {
+            Seen::Wrong(what) => Seen::Wrong(format!(
+                "code {code}, {} bytes, {} descriptors: {what}",
+                body.len(),
+                fds.len()
+            )),
+            seen => seen,
+        },
         Err(WireError::Closed) => Seen::Closed,
         Err(err) => Seen::Wrong(format!("sending: {err}")),
     }

@@ -24,6 +24,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::geometry::ZoneIndex;
+use crate::guard;
 use crate::limit::LogLimit;
 use crate::mutant::{self, Point};
 use crate::request::{
@@ -62,7 +63,14 @@ struct Flight {
 
 impl Payload for Flight {
     fn gather(&self, offset: u64, buf: &mut [u8]) -> Result<(), MemoryFault> {
-        self.chain.read_data(offset, buf)
+        let faults = guard::faults();
+        self.chain.read_data(offset, buf)?;
+        // Zeroes in place of what the guest had there must not become what it has on the disk.
+        if guard::faults() == faults {
+            Ok(())
+        } else {
+            Err(MemoryFault)
+        }
     }
 
     fn scatter(&self, offset: u64, data: &[u8]) -> Result<(), MemoryFault> {

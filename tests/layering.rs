@@ -24,7 +24,7 @@ mod tests {
         (
             "queue",
             &[
-                "geometry", "limit", "mutant", "request", "store", "volume", "zone",
+                "geometry", "guard", "limit", "mutant", "request", "store", "volume", "zone",
             ],
         ),
         (

@@ -482,6 +482,8 @@ fn events() -> Vec<Case> {
             |stage| {
                 let f = stage.fresh();
                 let [_, call, _] = f.queue().events();
+                // What a start may say of itself.
+                let _count = call.read();
                 call.write(u64::MAX - 1).expect("room in the counter");
                 let place = prepare(f.queue());
                 f.queue().ring.offer(0);

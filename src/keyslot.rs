@@ -16,8 +16,8 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use thiserror::Error;
 use uuid::Uuid;
-use zeroize::Zeroizing;
 
+use crate::arena::{self, GuardedBytes};
 use crate::crypt::{Cipher, KeyError};
 use crate::geometry::{Generation, ZoneIndex};
 use crate::integrity::{Binding, BlockCipher};
@@ -234,11 +234,14 @@ impl Keyslots {
     /// `slots` (brought within [`MIN_SLOTS`]..=[`MAX_SLOTS`]) empty slots for keys derived from
     /// `volume_key`.
     pub fn new(volume_key: VolumeKey, uuid: Uuid, cipher: Cipher, slots: usize) -> Self {
+        let capacity = slots.clamp(MIN_SLOTS, MAX_SLOTS);
+        // Now, while every system call is allowed; one more a queue for keys that were evicted in use.
+        arena::reserve(BlockCipher::arena_bytes(cipher), capacity + MIN_SLOTS);
         Self {
             volume_key,
             uuid,
             cipher,
-            capacity: slots.clamp(MIN_SLOTS, MAX_SLOTS),
+            capacity,
             slots: Mutex::default(),
             clock: AtomicU64::new(0),
             counters: Counters::default(),
@@ -316,7 +319,7 @@ impl Keyslots {
     }
 
     fn program(&self, id: KeyId, salt: &ZoneSalt) -> Result<Programmed, KeyslotError> {
-        let mut key = Zeroizing::new(vec![0; self.cipher.key_len()]);
+        let mut key = GuardedBytes::zeroed(self.cipher.key_len());
         derive_zone_key(
             &self.volume_key,
             &self.uuid,

@@ -40,6 +40,7 @@
 //! | [`store`] | where bytes live: files by io_uring or the page cache; the in-memory twin | what bytes mean |
 //! | [`sandbox`] | what the daemon gives up before it listens; what each thread may call | what the threads do |
 //! | [`secret`] | the volume key and what is derived from it | I/O of data |
+//! | [`arena`] | memory that holds keys: locked, undumpable, wiped | what a key is |
 //! | [`limit`] | bounded logging | |
 //! | [`guard`] | mapped files that somebody else may shorten under us | who maps them |
 //! | [`mutant`] | faults for the simulator to find, absent from a normal build | |
@@ -49,6 +50,7 @@
 //! [`format::Layout`], [`format::Header`], [`format::Protector`] and [`format::RecordKey`]; the
 //! order of writes at [`volume`] and [`zone`].
 
+pub mod arena;
 pub mod cli;
 pub mod crypt;
 pub mod device;

@@ -1,13 +1,13 @@
 //! Secrets: the volume key, what is derived from it, and the material that unlocks it.
 //!
 //! Every key of a disk comes from one random *volume key* by HKDF-SHA512 (RFC 5869) under a label
-//! of its own. Secrets live in boxes that are wiped when dropped and are never printed: `Debug`
-//! names them and nothing more. [`harden_process`] keeps them out of core dumps, [`keep_from_swap`]
-//! out of swap.
+//! of its own. Secrets live in the [arena](crate::arena), are wiped when dropped and are never printed:
+//! `Debug` names them and nothing more. [`harden_process`] keeps the rest of the process, what is on its
+//! stacks for the length of a call, out of core dumps.
 #![expect(
     unsafe_code,
-    reason = "prctl, setrlimit, mlock, geteuid and taking over an inherited descriptor have no \
-              safe form in the standard library"
+    reason = "prctl, setrlimit, geteuid and taking over an inherited descriptor have no safe form in \
+              the standard library"
 )]
 
 use std::fmt;
@@ -21,8 +21,9 @@ use hkdf::Hkdf;
 use sha2::Sha512;
 use thiserror::Error;
 use uuid::Uuid;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroize;
 
+use crate::arena::{Guarded, GuardedBytes, scrubbed};
 use crate::geometry::{Generation, ZoneIndex};
 use crate::zone::ZoneSalt;
 
@@ -45,7 +46,7 @@ const LABEL_HEADER_MAC: &[u8] = b"zonevault 1 header mac";
 const LABEL_RECORD_MAC: &[u8] = b"zonevault 1 zone record mac";
 
 /// The disk's master secret: 64 random bytes, drawn when the disk is made and never changed.
-pub struct VolumeKey(Box<[u8; VOLUME_KEY_LEN]>);
+pub struct VolumeKey(Guarded<[u8; VOLUME_KEY_LEN]>);
 
 impl VolumeKey {
     /// A fresh key from the operating system's generator, which is the only thing that can fail.
@@ -57,9 +58,7 @@ impl VolumeKey {
 
     /// A key of zeroes to be filled in place, so that no copy is left elsewhere.
     pub(crate) fn zeroed() -> Self {
-        let key = Self(Box::new([0; VOLUME_KEY_LEN]));
-        keep_from_swap(key.0.as_slice());
-        key
+        Self(Guarded::new(|| [0; VOLUME_KEY_LEN]))
     }
 
     /// The key's bytes.
@@ -83,17 +82,10 @@ impl VolumeKey {
     }
 
     fn mac_key(&self, label: &[u8], uuid: &Uuid) -> Result<MacKey, SecretError> {
-        let mut key = MacKey(Zeroizing::new([0; MAC_KEY_LEN]));
-        Hkdf::<Sha512>::new(Some(uuid.as_bytes()), self.bytes())
-            .expand_multi_info(&[label, uuid.as_bytes()], key.0.as_mut_slice())
-            .map_err(|_| SecretError::KeyLength)?;
+        let mut key = MacKey(Guarded::new(|| [0; MAC_KEY_LEN]));
+        let info = [label, uuid.as_bytes()];
+        hkdf(uuid.as_bytes(), self.bytes(), &info, key.0.as_mut_slice())?;
         Ok(key)
-    }
-}
-
-impl Drop for VolumeKey {
-    fn drop(&mut self) {
-        self.0.zeroize();
     }
 }
 
@@ -104,7 +96,7 @@ impl fmt::Debug for VolumeKey {
 }
 
 /// A derived MAC key.
-pub(crate) struct MacKey(Zeroizing<[u8; MAC_KEY_LEN]>);
+pub(crate) struct MacKey(Guarded<[u8; MAC_KEY_LEN]>);
 
 impl MacKey {
     /// The key's bytes.
@@ -134,16 +126,24 @@ pub fn derive_zone_key(
     salt: &ZoneSalt,
     out: &mut [u8],
 ) -> Result<(), SecretError> {
-    Hkdf::<Sha512>::new(Some(&salt.0), volume_key.bytes())
-        .expand_multi_info(
-            &[
-                LABEL_ZONE_KEY,
-                uuid.as_bytes(),
-                &zone.0.to_le_bytes(),
-                &generation.0.to_le_bytes(),
-            ],
-            out,
-        )
+    let info = [
+        LABEL_ZONE_KEY,
+        uuid.as_bytes(),
+        &zone.0.to_le_bytes(),
+        &generation.0.to_le_bytes(),
+    ];
+    hkdf(&salt.0, volume_key.bytes(), &info, out)
+}
+
+/// HKDF-SHA512 of `key` into the whole of `out`. What it computes on the way, from which `out` could be
+/// had again, does not stay on the stack.
+pub(crate) fn hkdf(
+    salt: &[u8],
+    key: &[u8],
+    info: &[&[u8]],
+    out: &mut [u8],
+) -> Result<(), SecretError> {
+    scrubbed(|| Hkdf::<Sha512>::new(Some(salt), key).expand_multi_info(info, out))
         .map_err(|_| SecretError::KeyLength)
 }
 
@@ -153,12 +153,17 @@ pub fn random_bytes(bytes: &mut [u8]) -> Result<(), SecretError> {
 }
 
 /// Bytes that a user handed in to unlock a disk: a passphrase, or the content of a key file.
-pub struct KeyMaterial(Zeroizing<Vec<u8>>);
+pub struct KeyMaterial(GuardedBytes);
 
 impl KeyMaterial {
-    /// Takes `bytes` over; they are wiped with the rest.
-    pub fn new(bytes: Vec<u8>) -> Self {
-        Self(Zeroizing::new(bytes))
+    /// Takes `bytes` over, at most [`LARGEST`](crate::arena::LARGEST) of them, which is more than a
+    /// passphrase or key file may have; the vector is wiped.
+    pub fn new(mut bytes: Vec<u8>) -> Self {
+        let mut material = GuardedBytes::zeroed(bytes.len());
+        let len = material.len();
+        material.copy_from_slice(&bytes[..len]);
+        bytes.zeroize();
+        Self(material)
     }
 
     /// The material.
@@ -166,11 +171,10 @@ impl KeyMaterial {
         &self.0
     }
 
-    /// Reads `source` to its end into one allocation that never moves, so that no copy is left
+    /// Reads `source` to its end into the arena, past no buffer of its own, so that no copy is left
     /// behind. Content past `limit` bytes is an error.
     fn read(mut source: impl Read, limit: usize, name: &str) -> Result<Self, SecretError> {
-        let mut bytes = Zeroizing::new(vec![0; limit + 1]);
-        keep_from_swap(&bytes);
+        let mut bytes = GuardedBytes::zeroed(limit + 1);
         let mut filled = 0;
         while filled < bytes.len() {
             match source.read(&mut bytes[filled..]) {
@@ -248,8 +252,9 @@ impl Credential {
     /// A passphrase read to the end of `source`, less one newline at its end (`echo` adds it).
     pub fn read_passphrase(source: impl Read, name: &str) -> Result<Self, SecretError> {
         let mut material = KeyMaterial::read(source, MAX_PASSPHRASE_LEN + 1, name)?;
-        if material.0.last() == Some(&b'\n') {
-            material.0.pop();
+        if let Some((b'\n', text)) = material.0.split_last() {
+            let len = text.len();
+            material.0.truncate(len);
         }
         Self::passphrase(material, name)
     }
@@ -297,19 +302,6 @@ pub fn harden_process() {
     };
     if results.contains(&-1) {
         log::warn!("core dumps could not be turned off: a crash may write keys to disk");
-    }
-}
-
-/// Locks the pages under `bytes` into memory, for good: other secrets may share them, so nothing
-/// unlocks them but the end of the process. Best effort, within RLIMIT_MEMLOCK.
-pub fn keep_from_swap(bytes: &[u8]) {
-    // SAFETY: mlock reads and writes nothing; the range is that of a live slice.
-    let result = unsafe { libc::mlock(bytes.as_ptr().cast(), bytes.len()) };
-    if result == -1 {
-        log::debug!(
-            "a key could not be locked into memory: {}",
-            io::Error::last_os_error()
-        );
     }
 }
 
@@ -375,7 +367,7 @@ mod tests {
     use super::*;
 
     fn key(fill: u8) -> VolumeKey {
-        VolumeKey(Box::new([fill; VOLUME_KEY_LEN]))
+        VolumeKey(Guarded::new(|| [fill; VOLUME_KEY_LEN]))
     }
 
     fn zone_key(volume: &VolumeKey, uuid: u128, zone: u32, generation: u64, salt: u8) -> [u8; 64] {

@@ -38,6 +38,8 @@ use subtle::ConstantTimeEq;
 use thiserror::Error;
 use zeroize::ZeroizeOnDrop;
 
+use crate::arena::Guarded;
+
 use self::tweak::{GROUP_BYTES, Group, Portable};
 use self::xts::{Engine, Xts, as_groups};
 
@@ -180,10 +182,10 @@ pub struct LengthError {
 
 /// Expanded keys of one zone in one generation.
 ///
-/// The round keys are wiped on drop, `Debug` does not show them, and they live behind a pointer so
-/// that moving the value leaves no copy behind.
+/// The round keys live in the [arena](crate::arena), so that moving the value leaves no copy behind;
+/// they are wiped on drop, and `Debug` does not show them.
 pub struct ZoneCipher {
-    keys: Box<Keys>,
+    keys: Guarded<Keys>,
     backend: Backend,
 }
 
@@ -213,6 +215,9 @@ impl fmt::Debug for ZoneCipher {
 }
 
 impl ZoneCipher {
+    /// Bytes of the [arena](crate::arena) that hold its round keys.
+    pub const ARENA_BYTES: usize = size_of::<Keys>();
+
     /// Expands `key`: the data key (Key 1 of IEEE 1619) and then the tweak key (Key 2).
     ///
     /// # Errors
@@ -235,17 +240,17 @@ impl ZoneCipher {
         let (data, tweak) = key
             .split_at_checked(cipher.key_len() / 2)
             .ok_or(wrong_length)?;
-        let keys = Box::new(match cipher {
-            Cipher::Aes128Xts => Keys::Aes128(Xts::new(
+        let keys = Guarded::try_new(|| match cipher {
+            Cipher::Aes128Xts => Ok(Keys::Aes128(Xts::new(
                 Aes128::new_from_slice(data).map_err(|_| wrong_length)?,
                 Aes128Enc::new_from_slice(tweak).map_err(|_| wrong_length)?,
-            )),
-            Cipher::Aes256Xts => Keys::Aes256(Xts::new(
+            ))),
+            Cipher::Aes256Xts => Ok(Keys::Aes256(Xts::new(
                 Aes256::new_from_slice(data).map_err(|_| wrong_length)?,
                 Aes256Enc::new_from_slice(tweak).map_err(|_| wrong_length)?,
-            )),
-            Cipher::Aes256Gcm | Cipher::Aes256XtsCrc64 => return Err(KeyError::NotXts(cipher)),
-        });
+            ))),
+            Cipher::Aes256Gcm | Cipher::Aes256XtsCrc64 => Err(KeyError::NotXts(cipher)),
+        })?;
         // In constant time, as anything that reads a key.
         if data.ct_eq(tweak).into() {
             return Err(KeyError::EqualHalves);

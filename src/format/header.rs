@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::crypt::Cipher;
 use crate::geometry::{Geometry, GeometryError, GeometrySpec, Model};
+use crate::arena::Guarded;
 use crate::secret::{SecretError, VolumeKey};
 use crate::zone::Epoch;
 
@@ -316,18 +317,18 @@ fn put_geometry(bytes: &mut [u8; HEADER_LEN], geometry: &Geometry) {
 }
 
 /// The prepared MAC of one volume's headers.
-pub struct HeaderKey(Hmac<Sha256>);
+pub struct HeaderKey(Guarded<Hmac<Sha256>>);
 
 impl HeaderKey {
     /// Derives the key of volume `uuid`.
     pub fn new(volume_key: &VolumeKey, uuid: &Uuid) -> Result<Self, SecretError> {
         let key = volume_key.header_mac_key(uuid)?;
-        Ok(Self(Hmac::new(key.bytes().into())))
+        Ok(Self(Guarded::new(|| Hmac::new(key.bytes().into()))))
     }
 
     /// The MAC of a header whose CRC field is zero.
     fn mac(&self, bytes: &[u8; HEADER_LEN]) -> Hmac<Sha256> {
-        let mut mac = self.0.clone();
+        let mut mac = Hmac::clone(&self.0);
         mac.update(&bytes[..COVERED]);
         mac
     }

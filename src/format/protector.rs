@@ -3,13 +3,12 @@
 use std::fmt;
 
 use aes_kw::{KeyInit as _, KwAes256};
-use hkdf::Hkdf;
-use sha2::Sha512;
 use thiserror::Error;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::secret::{Credential, SecretError, VOLUME_KEY_LEN, VolumeKey, random_bytes};
+use crate::arena::{Guarded, scrubbed};
+use crate::secret::{Credential, SecretError, VOLUME_KEY_LEN, VolumeKey, hkdf, random_bytes};
 
 use super::field::{Field, crc32c};
 use super::layout::PAGE;
@@ -209,9 +208,11 @@ impl Protector {
         };
         let kek = sealed.wrapping_key(uuid, slot, new.credential)?;
         let mut wrapped = [0; WRAPPED_LEN];
-        KwAes256::new((&*kek).into())
-            .wrap_key(volume_key.bytes(), &mut wrapped)
-            .map_err(|_| ProtectorError::Wrap)?;
+        scrubbed(|| {
+            let kw = KwAes256::new((&*kek).into());
+            kw.wrap_key(volume_key.bytes(), &mut wrapped).map(|_| ())
+        })
+        .map_err(|_| ProtectorError::Wrap)?;
         WRAPPED.put(&mut sealed.bytes, wrapped);
         let crc = crc32c(&sealed.bytes);
         CRC.put_u32(&mut sealed.bytes, crc);
@@ -231,9 +232,11 @@ impl Protector {
         }
         let kek = self.wrapping_key(uuid, slot, credential)?;
         let mut key = VolumeKey::zeroed();
-        let unwrapped = KwAes256::new((&*kek).into())
-            .unwrap_key(&WRAPPED.get(&self.bytes), key.bytes_mut())
-            .is_ok();
+        let wrapped = WRAPPED.get(&self.bytes);
+        let unwrapped = scrubbed(|| {
+            let kw = KwAes256::new((&*kek).into());
+            kw.unwrap_key(&wrapped, key.bytes_mut()).is_ok()
+        });
         Ok(unwrapped.then_some(key))
     }
 
@@ -273,7 +276,7 @@ impl Protector {
         uuid: &Uuid,
         slot: u32,
         credential: &Credential,
-    ) -> Result<Zeroizing<[u8; 32]>, ProtectorError> {
+    ) -> Result<Guarded<[u8; 32]>, ProtectorError> {
         let salt = SALT.get(&self.bytes);
         let stretched;
         let ikm: &[u8] = match (self.kind, credential) {
@@ -287,18 +290,14 @@ impl Protector {
         };
         let mut bound = self.bytes;
         CRC.put_u32(&mut bound, 0);
-        let mut kek = Zeroizing::new([0; 32]);
-        Hkdf::<Sha512>::new(Some(&salt), ikm)
-            .expand_multi_info(
-                &[
-                    LABEL_KEK,
-                    uuid.as_bytes(),
-                    &slot.to_le_bytes(),
-                    &bound[..BOUND],
-                ],
-                kek.as_mut_slice(),
-            )
-            .map_err(|_| SecretError::KeyLength)?;
+        let mut kek = Guarded::new(|| [0; 32]);
+        let info = [
+            LABEL_KEK,
+            uuid.as_bytes(),
+            &slot.to_le_bytes(),
+            &bound[..BOUND],
+        ];
+        hkdf(&salt, ikm, &info, kek.as_mut_slice())?;
         Ok(kek)
     }
 }
@@ -317,7 +316,7 @@ fn stretch(
     cost: Argon2Cost,
     passphrase: &[u8],
     salt: &[u8; 32],
-) -> Result<Zeroizing<[u8; 64]>, ProtectorError> {
+) -> Result<Guarded<[u8; 64]>, ProtectorError> {
     if !cost.is_bounded() {
         return Err(Unusable::Cost.into());
     }
@@ -330,10 +329,13 @@ fn stretch(
         .map_err(|_| ProtectorError::Memory(cost.memory_kib >> 10))?;
     memory.resize(blocks, argon2::Block::new());
     let mut memory = Zeroizing::new(memory);
-    let mut out = Zeroizing::new([0; 64]);
-    argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params)
-        .hash_password_into_with_memory(passphrase, salt, out.as_mut_slice(), memory.as_mut_slice())
-        .map_err(|_| Unusable::Cost)?;
+    let mut out = Guarded::new(|| [0; 64]);
+    let argon2 = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
+    scrubbed(|| {
+        let out = out.as_mut_slice();
+        argon2.hash_password_into_with_memory(passphrase, salt, out, memory.as_mut_slice())
+    })
+    .map_err(|_| Unusable::Cost)?;
     Ok(out)
 }
 

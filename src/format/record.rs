@@ -8,6 +8,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::geometry::{Blocks, Generation, Geometry, ZoneIndex, ZoneType};
+use crate::arena::Guarded;
 use crate::secret::{SecretError, VolumeKey};
 use crate::zone::{Epoch, Skipped, ZoneRecord, ZoneSalt, ZoneState};
 
@@ -74,15 +75,18 @@ pub(super) fn carried_mac(bytes: &[u8; RECORD_LEN]) -> [u8; MAC_LEN] {
 /// and synced, and only then is the reset complete.
 pub struct RecordKey {
     /// HMAC with the key and the uuid already in, so that a record costs three compressions.
-    prepared: Hmac<Sha256>,
+    prepared: Guarded<Hmac<Sha256>>,
 }
 
 impl RecordKey {
     /// Prepares the MAC of volume `uuid`.
     pub fn new(volume_key: &VolumeKey, uuid: &Uuid) -> Result<Self, SecretError> {
         let key = volume_key.record_mac_key(uuid)?;
-        let mut prepared = Hmac::<Sha256>::new(key.bytes().into());
-        prepared.update(uuid.as_bytes());
+        let prepared = Guarded::new(|| {
+            let mut prepared = Hmac::<Sha256>::new(key.bytes().into());
+            prepared.update(uuid.as_bytes());
+            prepared
+        });
         Ok(Self { prepared })
     }
 
@@ -127,7 +131,7 @@ impl RecordKey {
     /// (32 bytes; zero where there is none). A header that says the disk is clean holds it, so that
     /// records put back from an older copy are noticed.
     pub fn root<'a>(&self, macs: impl IntoIterator<Item = &'a [u8; MAC_LEN]>) -> RecordsRoot {
-        let mut mac = self.prepared.clone();
+        let mut mac = Hmac::clone(&self.prepared);
         mac.update(b"records");
         for of_zone in macs {
             mac.update(of_zone);
@@ -149,7 +153,7 @@ impl RecordKey {
     }
 
     fn mac(&self, bytes: &[u8; RECORD_LEN]) -> Hmac<Sha256> {
-        let mut mac = self.prepared.clone();
+        let mut mac = Hmac::clone(&self.prepared);
         mac.update(&bytes[..COVERED]);
         mac
     }

@@ -201,6 +201,14 @@ impl BlockCipher {
         Ok(Self { cipher, mode, aad })
     }
 
+    /// Bytes of the [arena](crate::arena) that the keys of one zone take, in one piece.
+    pub const fn arena_bytes(cipher: Cipher) -> usize {
+        match cipher {
+            Cipher::Aes128Xts | Cipher::Aes256Xts | Cipher::Aes256XtsCrc64 => ZoneCipher::ARENA_BYTES,
+            Cipher::Aes256Gcm => Gcm::ARENA_BYTES,
+        }
+    }
+
     /// The cipher.
     pub const fn cipher(&self) -> Cipher {
         self.cipher

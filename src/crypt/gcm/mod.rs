@@ -8,14 +8,18 @@
 //! the difference of their plaintexts and the key of the authentication. Nothing here can notice.
 //!
 //! What is wiped: the round keys and the hash key, when a [`Gcm`] is dropped. AWS-LC has them in one
-//! allocation of its own, of which a move leaves no copy, and its `OPENSSL_free` wipes whatever it
-//! frees. What is not: the copy of the powers of the hash key that every call has on its stack, and
-//! registers. The allocation is not locked into memory: of all keys only the volume key is.
+//! allocation of its own, of which a move leaves no copy; `memory` has it lie in the
+//! [arena](crate::arena). What is not: the copy of the powers of the hash key that every call has on its
+//! stack, and registers.
+
+mod memory;
 
 use core::fmt;
 
 use aws_lc_rs::aead::{AES_128_GCM, AES_192_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use thiserror::Error;
+
+use crate::arena::scrubbed;
 
 use super::{Cipher, KeyError};
 
@@ -45,6 +49,9 @@ impl fmt::Debug for Gcm {
 }
 
 impl Gcm {
+    /// Bytes of the [arena](crate::arena) that hold its round keys and hash key.
+    pub const ARENA_BYTES: usize = memory::KEY_BYTES;
+
     /// Expands a key of AES-256.
     ///
     /// # Errors
@@ -78,8 +85,10 @@ impl Gcm {
                 });
             }
         };
-        let key = UnboundKey::new(algorithm, key).map_err(|_| KeyError::Library)?;
-        Ok(Self(LessSafeKey::new(key)))
+        memory::use_arena();
+        scrubbed(|| UnboundKey::new(algorithm, key))
+            .map(|key| Self(LessSafeKey::new(key)))
+            .map_err(|_| KeyError::Library)
     }
 
     /// Encrypts `message` in place and returns the tag that proves it together with `aad`.

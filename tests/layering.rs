@@ -49,7 +49,10 @@ mod tests {
             &["arena", "crypt", "geometry", "integrity", "secret", "zone"],
         ),
         ("integrity", &["crypt", "geometry", "zone"]),
-        ("format", &["arena", "crypt", "geometry", "secret", "store", "zone"]),
+        (
+            "format",
+            &["arena", "crypt", "geometry", "secret", "store", "zone"],
+        ),
         ("secret", &["arena", "geometry", "zone"]),
         ("zone", &["geometry", "mutant"]),
         ("crypt", &["arena"]),

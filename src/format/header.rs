@@ -7,9 +7,9 @@ use sha2::Sha256;
 use thiserror::Error;
 use uuid::Uuid;
 
+use crate::arena::Guarded;
 use crate::crypt::Cipher;
 use crate::geometry::{Geometry, GeometryError, GeometrySpec, Model};
-use crate::arena::Guarded;
 use crate::secret::{SecretError, VolumeKey};
 use crate::zone::Epoch;
 

@@ -7,8 +7,8 @@ use sha2::Sha256;
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::geometry::{Blocks, Generation, Geometry, ZoneIndex, ZoneType};
 use crate::arena::Guarded;
+use crate::geometry::{Blocks, Generation, Geometry, ZoneIndex, ZoneType};
 use crate::secret::{SecretError, VolumeKey};
 use crate::zone::{Epoch, Skipped, ZoneRecord, ZoneSalt, ZoneState};
 

@@ -204,7 +204,9 @@ impl BlockCipher {
     /// Bytes of the [arena](crate::arena) that the keys of one zone take, in one piece.
     pub const fn arena_bytes(cipher: Cipher) -> usize {
         match cipher {
-            Cipher::Aes128Xts | Cipher::Aes256Xts | Cipher::Aes256XtsCrc64 => ZoneCipher::ARENA_BYTES,
+            Cipher::Aes128Xts | Cipher::Aes256Xts | Cipher::Aes256XtsCrc64 => {
+                ZoneCipher::ARENA_BYTES
+            }
             Cipher::Aes256Gcm => Gcm::ARENA_BYTES,
         }
     }

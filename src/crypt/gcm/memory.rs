@@ -24,7 +24,9 @@ pub(super) fn use_arena() {
         // allocated before: this module alone uses AWS-LC, and calls this first.
         let set = unsafe { CRYPTO_set_mem_functions(Some(malloc), Some(realloc), Some(free)) };
         if set != 1 {
-            log::warn!("keys of AES-GCM are not locked into memory: AWS-LC keeps its own allocator");
+            log::warn!(
+                "keys of AES-GCM are not locked into memory: AWS-LC keeps its own allocator"
+            );
         }
     });
 }

@@ -282,6 +282,9 @@ impl<M: Medium> Worker<M> {
     /// Asks the guest to kick when it has something. `true` if it has already: then another pass is
     /// due, and no kick may come.
     pub fn rest(&mut self, queue: &mut Queue, memory: &Arc<GuestMemoryMmap>) -> bool {
+        if let Some(channel) = &self.channel {
+            channel.rest();
+        }
         let Some(mut rings) = self.find_rings(queue, memory) else {
             return false;
         };

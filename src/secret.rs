@@ -171,6 +171,33 @@ impl KeyMaterial {
         &self.0
     }
 
+    /// Reads a line from a terminal, which hands out one at a time, into the arena, and drops the newline
+    /// at its end. More than `limit` bytes are an error.
+    pub(crate) fn read_line(
+        mut source: impl Read,
+        limit: usize,
+        name: &str,
+    ) -> Result<Self, SecretError> {
+        let mut bytes = GuardedBytes::zeroed(limit + 1);
+        let filled = source
+            .read(&mut bytes)
+            .map_err(|error| SecretError::Read(name.to_owned(), error))?;
+        bytes.truncate(filled);
+        let mut line = Self(bytes);
+        line.drop_newline();
+        if line.bytes().len() > limit {
+            return Err(SecretError::TooLong(name.to_owned(), limit));
+        }
+        Ok(line)
+    }
+
+    fn drop_newline(&mut self) {
+        if let Some((b'\n', text)) = self.0.split_last() {
+            let len = text.len();
+            self.0.truncate(len);
+        }
+    }
+
     /// Reads `source` to its end into the arena, past no buffer of its own, so that no copy is left
     /// behind. Content past `limit` bytes is an error.
     fn read(mut source: impl Read, limit: usize, name: &str) -> Result<Self, SecretError> {
@@ -252,10 +279,7 @@ impl Credential {
     /// A passphrase read to the end of `source`, less one newline at its end (`echo` adds it).
     pub fn read_passphrase(source: impl Read, name: &str) -> Result<Self, SecretError> {
         let mut material = KeyMaterial::read(source, MAX_PASSPHRASE_LEN + 1, name)?;
-        if let Some((b'\n', text)) = material.0.split_last() {
-            let len = text.len();
-            material.0.truncate(len);
-        }
+        material.drop_newline();
         Self::passphrase(material, name)
     }
 

@@ -37,8 +37,8 @@ use self::slots::Slots;
 pub use map::Protection;
 pub use slots::{LARGEST, SLOT_ALIGN};
 
-/// Bytes of stack that [`scrubbed`] overwrites: measured, the deepest computation with a key (argon2id)
-/// uses less than half of it.
+/// Bytes of stack that are overwritten: what any computation with a key uses, and what lies between the
+/// top of a thread's work and its encryption. `tests/key_memory` would find what is beyond it.
 const SCRUBBED_STACK: usize = 16 << 10;
 
 static ARENA: Mutex<Slots> = Mutex::new(Slots::new());
@@ -81,18 +81,19 @@ pub fn protection() -> Option<Protection> {
 #[inline(never)]
 pub fn scrubbed<R>(work: impl FnOnce() -> R) -> R {
     let result = deeper(work);
-    scrub();
+    wipe_stack();
     result
 }
 
-/// A frame of its own, which begins where that of [`scrub`] begins.
+/// A frame of its own, which begins where that of [`wipe_stack`] begins.
 #[inline(never)]
 fn deeper<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
+/// Overwrites the stack below the caller's frame: what calls that have returned left there.
 #[inline(never)]
-fn scrub() {
+pub fn wipe_stack() {
     let stack = [0_u8; SCRUBBED_STACK];
     // For all that the compiler knows somebody looks at it now: so the zeroes are really written, and by
     // the fastest means, other than with volatile writes.

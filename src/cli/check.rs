@@ -20,6 +20,7 @@ use crate::store::{Access, Cache, FileMedium};
 
 use self::blocks::BlockFindings;
 use self::metadata::{CopyState, Metadata};
+use super::cpu::CpuArgs;
 use super::credential::KeyArgs;
 use super::error::CliError;
 
@@ -53,6 +54,8 @@ pub(super) struct CheckArgs {
     json: bool,
     #[command(flatten)]
     key: KeyArgs,
+    #[command(flatten)]
+    cpu: CpuArgs,
 }
 
 /// Everything that was found.
@@ -181,6 +184,7 @@ impl CheckArgs {
 
 /// Runs the command.
 pub(super) fn run(args: &CheckArgs, out: &mut impl Write) -> Result<(), CliError> {
+    args.cpu.check()?;
     let subject = Subject::open(args)?;
     let mut metadata = Metadata::examine(&subject).map_err(CliError::image(&args.image))?;
     let blocks = blocks::check(&subject, metadata.is_closed())

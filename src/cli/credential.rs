@@ -1,14 +1,17 @@
 //! Where keys come from: a file, a descriptor, or somebody at the terminal. Never an argument or
 //! the environment, which other users can read.
 
+use std::fs::File;
 use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::secret::{Credential, KeyMaterial, SecretError, inherited_fd};
+use crate::secret::{Credential, SecretError, inherited_fd};
 
 use super::error::CliError;
+use super::prompt;
 
 /// How messages call standard input.
 const STDIN_NAME: &str = "standard input";
@@ -112,7 +115,7 @@ fn read_source(
 ) -> Result<Option<Credential>, CliError> {
     let credential = if let Some(path) = key_file {
         if path == Path::new("-") {
-            Credential::read_key(io::stdin().lock(), STDIN_NAME)
+            read_stdin()
         } else {
             Credential::from_key_file(path)
         }
@@ -126,12 +129,20 @@ fn read_source(
     credential.map(Some).map_err(CliError::Key)
 }
 
+/// Past the standard library's buffer, in which the key would stay.
+fn read_stdin() -> Result<Credential, SecretError> {
+    match io::stdin().as_fd().try_clone_to_owned() {
+        Ok(stdin) => Credential::read_key(File::from(stdin), STDIN_NAME),
+        Err(error) => Err(SecretError::Read(STDIN_NAME.to_owned(), error)),
+    }
+}
+
 fn fd_name(fd: i32) -> String {
     format!("descriptor {fd}")
 }
 
 fn prompt_once(prompt: &str) -> Result<Credential, CliError> {
-    // rpassword would open /dev/tty by itself, and wait there behind the back of a script.
+    // /dev/tty can be there all the same: nobody is asked behind the back of a script.
     if !io::stdin().is_terminal() {
         return Err(CliError::NoKey("--key", "--passphrase"));
     }
@@ -153,8 +164,5 @@ fn prompt_twice(key: &'static str, passphrase: &'static str) -> Result<Credentia
 }
 
 fn ask(prompt: &str) -> Result<Credential, CliError> {
-    let typed = rpassword::prompt_password(prompt)
-        .map_err(|error| CliError::Key(SecretError::Read("the terminal".to_owned(), error)))?;
-    Credential::passphrase(KeyMaterial::new(typed.into_bytes()), "the terminal")
-        .map_err(CliError::Key)
+    prompt::ask(prompt).map_err(CliError::Key)
 }

@@ -4,6 +4,7 @@
 //! standard output, everything else to standard error; a failure is one line and an exit code.
 
 mod check;
+mod cpu;
 mod create;
 mod credential;
 mod error;
@@ -12,6 +13,7 @@ mod key;
 mod map;
 mod preset;
 mod progress;
+mod prompt;
 mod serve;
 mod size;
 mod stats;

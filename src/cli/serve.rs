@@ -27,6 +27,7 @@ use crate::request::{DeviceLimits, SERIAL_LEN};
 use crate::store::{Access, Cache, FileMedium};
 use crate::volume::{DEFAULT_TAG_CACHE, Options, Volume};
 
+use super::cpu::CpuArgs;
 use super::create::describe;
 use super::credential::KeyArgs;
 use super::error::CliError;
@@ -133,6 +134,8 @@ pub(super) struct ServeArgs {
     expect: ExpectArgs,
     #[command(flatten)]
     opening: OpeningArgs,
+    #[command(flatten)]
+    cpu: CpuArgs,
 }
 
 /// Where front-ends connect, and which. Neither `--socket` nor `--fd` is needed if a service manager hands
@@ -262,6 +265,7 @@ fn parse_serial(text: &str) -> Result<String, String> {
 
 /// Runs the command: opens the disk, serves it until SIGTERM or SIGINT, closes it in order.
 pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
+    args.cpu.check()?;
     let access = if args.read_only {
         Access::Shared
     } else {

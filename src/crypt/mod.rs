@@ -16,13 +16,16 @@
 //! Data may lie anywhere, but is fastest on a 64-byte boundary: a vector across two cache lines
 //! costs twice.
 //!
-//! What is wiped: the round keys, when a [`ZoneCipher`] is dropped. What is not: registers and stack
-//! slots that the compiler used for copies of round keys, tweaks and data on the way.
+//! What is wiped: the round keys, when a [`ZoneCipher`] is dropped. What is not: registers, and stack
+//! slots that the compiler used for copies of round keys, tweaks and data on the way. With AVX-512 these
+//! hold every round key four times over: a thread that encrypted calls
+//! [`wipe_stack`](crate::arena::wipe_stack) before it sleeps or ends.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod cpu;
 pub mod gcm;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@ use std::fmt;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+use subtle::ConstantTimeEq;
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -93,8 +94,16 @@ impl OpenState {
 pub struct BootId(pub [u8; 16]);
 
 /// Stands for the newest record of every zone: see [`RecordKey::root`](super::RecordKey::root).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+///
+/// It is an HMAC, so two of them are compared in constant time.
+#[derive(Clone, Copy, Debug, Default, Eq)]
 pub struct RecordsRoot(pub [u8; 32]);
+
+impl PartialEq for RecordsRoot {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
 
 /// The header of a volume.
 ///

@@ -431,6 +431,9 @@ pub enum ProtectorError {
 
 #[cfg(test)]
 mod tests {
+    use hkdf::Hkdf;
+    use sha2::Sha512;
+
     use super::*;
     use crate::secret::KeyMaterial;
 

@@ -38,8 +38,9 @@ impl Stamp {
 /// | 16 | 16 | tag |
 ///
 /// The tag of `aes-256-gcm` is that of GCM. The tag of `aes-256-xts+crc64` is a CRC-64/NVMe in 8
-/// bytes, and 8 bytes of zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// bytes, and 8 bytes of zero. Slots cannot be compared: whether a tag is right is for the cipher to
+/// say, in constant time.
+#[derive(Clone, Copy, Debug)]
 pub struct Slot {
     stamp: Stamp,
     flags: u32,
@@ -94,7 +95,7 @@ impl Slot {
 
     /// Nothing was ever written: every byte is zero.
     pub fn is_blank(&self) -> bool {
-        *self == Self::new(Stamp::default(), [0; 16])
+        self.to_bytes() == [0; SLOT_LEN]
     }
 
     /// Whether the slot may be that of a block: it has an epoch, and no flag that is not defined.

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use log::error;
 
+use crate::arena;
 use crate::geometry::{Blocks, Generation, SECTOR_SIZE, Sector, ZoneIndex, ZoneType};
 use crate::keyslot::{KeyCache, KeyId, KeyRef, KeyslotError};
 use crate::limit::LogLimit;
@@ -123,6 +124,12 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     /// Whether another operation can be started: there is room for it, and none waits for buffers.
     pub fn has_room(&self) -> bool {
         !self.free_ops.is_empty() && self.backlog.is_empty()
+    }
+
+    /// Overwrites what encryption has left on this thread's stack, where vector code has copies of round
+    /// keys. To be called before the thread sleeps or turns to something else.
+    pub fn rest(&self) {
+        arena::wipe_stack();
     }
 
     /// Nothing is under way.

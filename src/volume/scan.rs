@@ -20,6 +20,7 @@ use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
+use crate::arena;
 use crate::format::Layout;
 use crate::geometry::{BlockRange, Blocks, Geometry, ZoneIndex};
 use crate::integrity::{OpenError, SLOT_LEN, Slot, Stamp};
@@ -376,7 +377,8 @@ impl<'a, M: Medium> Scanner<'a, M> {
                 let name = format!("scan {number}");
                 let started = thread::Builder::new()
                     .name(name)
-                    .spawn_scoped(scope, move || worker(to_us));
+                    // The stack may be kept for another thread: without what encryption left there.
+                    .spawn_scoped(scope, move || arena::scrubbed(|| worker(to_us)));
                 match started {
                     Ok(_) => {}
                     // Fewer threads do as well, if slower.

@@ -4,7 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
+use crate::common::wire::PATIENCE;
 use crate::secrets::Secret;
 
 /// Secrets are looked for in pieces of so many bytes, each for itself: a cipher block, half of what any key has.
@@ -150,6 +152,20 @@ fn head(piece: &[u8]) -> u64 {
 pub(crate) fn scan(pid: u32, secrets: &[Secret]) -> Findings {
     assert!(secrets.iter().all(|secret| secret.bytes.len() >= PIECE));
     let pieces = Pieces::of(secrets);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match search(pid, &pieces) {
+            // A queue that is still being watched has not wiped its stack yet.
+            Ok(found) if found.stray.is_empty() || Instant::now() >= deadline => return found,
+            Ok(_) => {}
+            // A mapping went while it was read: what goes with a front-end that detaches.
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn search(pid: u32, pieces: &Pieces) -> Result<Findings, String> {
     let memory = File::open(format!("/proc/{pid}/mem"))
         .expect("memory of the daemon: only root may read it");
     let mut found = Findings::default();
@@ -170,7 +186,7 @@ pub(crate) fn scan(pid: u32, secrets: &[Secret]) -> Findings {
                 found.unreadable += mapping.end - mapping.start;
                 break;
             }
-            read.unwrap_or_else(|err| panic!("{:x} {}: {err}", mapping.start, mapping.name));
+            read.map_err(|err| format!("{:x} {}: {err}", mapping.start, mapping.name))?;
             let step = left.min(READ);
             for (offset, name) in pieces.find(&buffer[..part]) {
                 if offset >= step {
@@ -190,5 +206,5 @@ pub(crate) fn scan(pid: u32, secrets: &[Secret]) -> Findings {
             at += step as u64;
         }
     }
-    found
+    Ok(found)
 }

@@ -308,6 +308,11 @@ impl Served {
     /// Any signal, and the end that it makes.
     pub(crate) fn crash(mut self, number: i32) -> ExitStatus {
         signal(&self.child, number);
+        if number == libc::SIGSEGV {
+            // The standard library catches the first one, to tell overflows of stacks, and lets it happen
+            // again, which it does not when it came from outside.
+            signal(&self.child, number);
+        }
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {

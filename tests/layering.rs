@@ -11,8 +11,8 @@ mod tests {
         (
             "cli",
             &[
-                "crypt", "device", "format", "geometry", "keyslot", "queue", "request", "sandbox",
-                "secret", "store", "volume", "zone",
+                "arena", "crypt", "device", "format", "geometry", "keyslot", "queue", "request",
+                "sandbox", "secret", "store", "volume", "zone",
             ],
         ),
         (

@@ -4,6 +4,7 @@
     reason = "memfd_secret, mmap, madvise and mlock2 have no safe form"
 )]
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -21,9 +22,33 @@ pub enum Protection {
     Swappable,
 }
 
-/// `len` bytes of fresh zeroed pages that live as long as the process, as well protected as possible.
-/// `None` without memory.
-pub(super) fn map(len: usize) -> Option<(NonNull<u8>, Protection)> {
+impl fmt::Display for Protection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Secret => "secret memory",
+            Self::Locked => "locked memory",
+            Self::Swappable => "memory that may be swapped",
+        })
+    }
+}
+
+/// Which system calls may be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Calls {
+    /// Those of a process that is not confined yet.
+    All,
+    /// Those that any heap makes, mmap and madvise: a sandbox may end the process for others.
+    OfTheHeap,
+}
+
+/// `len` bytes of fresh zeroed pages that live as long as the process, as well protected as `calls` can
+/// do it. `None` without memory.
+pub(super) fn map(len: usize, calls: Calls) -> Option<(NonNull<u8>, Protection)> {
+    if calls == Calls::OfTheHeap {
+        let start = map_anonymous(len).ok()?;
+        warn_of_swap(&io::Error::other("there are more than expected"));
+        return Some((start, Protection::Swappable));
+    }
     if let Ok(start) = map_secret(len) {
         return Some((start, Protection::Secret));
     }

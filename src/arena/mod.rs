@@ -64,8 +64,11 @@ pub fn size_of_slot(slot: NonNull<u8>) -> Option<usize> {
     ARENA.lock().size_at(slot)
 }
 
-/// Maps now what `count` slots of `size` bytes each will need, so that no system call is made for them
-/// later. Pages are still taken as they are first used. Best effort: what is missing is mapped later.
+/// Maps now what `count` slots of `size` bytes each will need, and some more, so that no system call is
+/// made for them later. Pages are still taken as they are first used.
+///
+/// What is missing all the same is mapped later, by no other calls than a heap makes, for the process may
+/// be confined by then: it is not locked.
 pub fn reserve(size: usize, count: usize) {
     ARENA.lock().reserve(size, count);
 }

@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 
 use zeroize::Zeroize;
 
-use super::map::{Protection, map};
+use super::map::{Calls, Protection, map};
 
 /// Every slot lies on a boundary of this many bytes: a cache line.
 pub const SLOT_ALIGN: usize = 64;
@@ -25,6 +25,9 @@ const RUN: usize = 16 << 10;
 /// Least runs that are mapped at once: few calls, and a small part of RLIMIT_MEMLOCK, 8 MiB since
 /// Linux 5.16 and 64 KiB before.
 const RUNS_AT_ONCE: usize = 3;
+/// Runs that are reserved beside those asked for: small secrets that come and go while others stay, and
+/// the cipher library's records of errors, are of other sizes.
+const SLACK_RUNS: usize = 4;
 /// Sizes of slots, ascending: a key's few sizes fit them well, and nothing larger is frequent.
 const SIZES: [usize; 16] = [
     64, 128, 192, 256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 2048, 4096, 8192, RUN,
@@ -47,6 +50,8 @@ pub(super) struct Slots {
     /// Addresses of runs that have no size yet.
     spare: Vec<usize>,
     protection: Option<Protection>,
+    /// What may be called to get more.
+    calls: Calls,
 }
 
 impl Slots {
@@ -56,6 +61,7 @@ impl Slots {
             free: [const { Vec::new() }; SIZES.len()],
             spare: Vec::new(),
             protection: None,
+            calls: Calls::All,
         }
     }
 
@@ -97,10 +103,12 @@ impl Slots {
     pub(super) fn reserve(&mut self, size: usize, count: usize) {
         let Some(class) = class_of(size) else { return };
         let missing = count.saturating_sub(self.free[class].len());
-        let runs = missing.div_ceil(RUN / SIZES[class]);
+        let runs = missing.div_ceil(RUN / SIZES[class]) + SLACK_RUNS;
+        self.calls = Calls::All;
         if runs > self.spare.len() {
             self.map_runs(runs - self.spare.len());
         }
+        self.calls = Calls::OfTheHeap;
     }
 
     /// The size of the slot that is at `address`, its run and its number in it.
@@ -143,7 +151,7 @@ impl Slots {
 
     fn map_runs(&mut self, runs: usize) {
         let runs = runs.max(RUNS_AT_ONCE);
-        let Some((start, protection)) = map(runs * RUN) else {
+        let Some((start, protection)) = map(runs * RUN, self.calls) else {
             return;
         };
         let start = start.as_ptr().expose_provenance();
@@ -218,14 +226,16 @@ mod tests {
         let mut slots = Slots::new();
         slots.reserve(1000, 100);
         // 16 slots of 1024 bytes in a run.
-        assert_eq!(slots.spare.len(), 7);
+        assert_eq!(slots.spare.len(), 7 + SLACK_RUNS);
         for _ in 0..100 {
             let _slot = slots.allocate(1000).unwrap();
         }
-        assert_eq!(slots.spare.len(), 0);
+        assert_eq!(slots.spare.len(), SLACK_RUNS);
+        // 12 slots of the last run are free.
         slots.reserve(1000, 12);
-        assert_eq!(slots.spare.len(), 0);
+        assert_eq!(slots.spare.len(), SLACK_RUNS);
+        assert_eq!(slots.calls, Calls::OfTheHeap);
         slots.reserve(1000, 13);
-        assert_eq!(slots.spare.len(), RUNS_AT_ONCE);
+        assert_eq!(slots.spare.len(), SLACK_RUNS + RUNS_AT_ONCE);
     }
 }

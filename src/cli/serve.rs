@@ -14,6 +14,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use uuid::Uuid;
 
+use crate::arena;
 use crate::crypt::Cipher;
 use crate::device::{
     AllowedUids, DeviceOptions, ServeError, Server, Stop, ThreadHook, WithoutInflight,
@@ -380,10 +381,11 @@ fn announce(args: &ServeArgs, volume: &Volume<FileMedium>, direct: bool, socket:
     let socket = socket.unwrap_or_else(|| PathBuf::from("SOCKET"));
     let socket = socket.display();
     info!(
-        "serving {} at {socket}: {}, {}, volume {}, header number {}",
+        "serving {} at {socket}: {}, {}, keys in {}, volume {}, header number {}",
         args.image.display(),
         describe(geometry),
         if direct { "direct I/O" } else { "page cache" },
+        arena::protection().unwrap_or(arena::Protection::Swappable),
         volume.uuid(),
         volume.header_sequence(),
     );

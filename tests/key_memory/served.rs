@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use zonevault::device::{DeviceOptions, Server, Stop};
+use zonevault::device::{AllowedUids, DeviceOptions, Server, Stop};
 use zonevault::format::image::unlock;
 use zonevault::request::DeviceLimits;
 use zonevault::secret;
@@ -361,7 +361,7 @@ fn serve(dir: &Path, stop: &Stop) {
         ..Options::default()
     };
     let volume = Arc::new(Volume::open(medium, unlocked, options).unwrap());
-    let mut server = Server::bind(&dir.join("sock")).unwrap();
+    let mut server = Server::bind(&dir.join("sock"), AllowedUids::default()).unwrap();
     let device = DeviceOptions {
         limits: DeviceLimits {
             queues: 2,

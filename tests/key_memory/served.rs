@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use zonevault::device::{AllowedUids, DeviceOptions, Server, Stop};
+use zonevault::device::{AllowedUids, DeviceOptions, Server, Stop, WithoutInflight};
 use zonevault::format::image::unlock;
 use zonevault::request::DeviceLimits;
 use zonevault::secret;
@@ -370,6 +370,7 @@ fn serve(dir: &Path, stop: &Stop) {
         serial: [b'0'; 20],
         poll: Duration::from_micros(100),
         stats: Vec::new(),
+        without_inflight: WithoutInflight::Refuse,
         thread_started: Default::default(),
     };
     server.run(&volume, &device, stop).unwrap();

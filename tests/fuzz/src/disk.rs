@@ -1,10 +1,11 @@
-//! Small disks in memory whose volume key everybody knows.
+//! Small disks whose volume key everybody knows.
 
 use uuid::Uuid;
 use zonevault::crypt::Cipher;
 use zonevault::format::image::{create, unlock};
 use zonevault::format::{Argon2Cost, CreateSpec, Layout, NewProtector, Protector};
 use zonevault::geometry::{Geometry, ZoneIndex};
+use zonevault::store::Medium;
 use zonevault::store::mem::MemMedium;
 use zonevault::volume::{Options, Volume};
 use zonevault::zone::RecordCopy;
@@ -14,8 +15,14 @@ use crate::seal;
 /// The volume of every disk here.
 pub const UUID: Uuid = Uuid::from_u128(0x5eed);
 
-/// A new disk.
-pub fn blank(geometry: &Geometry, cipher: Cipher) -> MemMedium {
+/// Bytes of a disk's image.
+pub fn image_len(geometry: &Geometry, cipher: Cipher) -> u64 {
+    let layout = Layout::new(geometry, cipher.tag_slot_bytes()).expect("a layout");
+    layout.image_len()
+}
+
+/// Makes a new disk of what `medium` holds.
+pub fn format(medium: &impl Medium, geometry: &Geometry, cipher: Cipher) {
     let (credential, volume_key) = (seal::credential(), seal::volume_key());
     let new = NewProtector {
         credential: &credential,
@@ -24,8 +31,6 @@ pub fn blank(geometry: &Geometry, cipher: Cipher) -> MemMedium {
         created: 0,
     };
     let protector = Protector::seal(&volume_key, &UUID, 0, &new).expect("a protector");
-    let layout = Layout::new(geometry, cipher.tag_slot_bytes()).expect("a layout");
-    let medium = MemMedium::new(layout.image_len());
     let spec = CreateSpec {
         geometry,
         cipher,
@@ -34,7 +39,13 @@ pub fn blank(geometry: &Geometry, cipher: Cipher) -> MemMedium {
         volume_key: &volume_key,
         protector: &protector,
     };
-    create(&medium, &spec).expect("an image");
+    create(medium, &spec).expect("an image");
+}
+
+/// A new disk in memory.
+pub fn blank(geometry: &Geometry, cipher: Cipher) -> MemMedium {
+    let medium = MemMedium::new(image_len(geometry, cipher));
+    format(&medium, geometry, cipher);
     medium
 }
 
@@ -48,7 +59,7 @@ pub fn put_record(medium: &MemMedium, layout: &Layout, zone: ZoneIndex, mut reco
 }
 
 /// Opens it, whatever its records say.
-pub fn open(medium: MemMedium, queues: u16) -> Volume<MemMedium> {
+pub fn open<M: Medium>(medium: M, queues: u16) -> Volume<M> {
     let unlocked = unlock(&medium, &seal::credential()).expect("our own image");
     let options = Options {
         queues,

@@ -21,9 +21,10 @@ use memfd::MemfdOptions;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use zonevault::crypt::Cipher;
-use zonevault::device::{DeviceOptions, Server, Stop};
+use zonevault::device::{AllowedUids, DeviceOptions, Server, Stop};
 use zonevault::geometry::{GeometrySpec, Model};
 use zonevault::request::DeviceLimits;
+use zonevault::store::{Cache, FileMedium};
 use zonevault_fuzz::{ZONE, disk};
 
 /// How long a session may take to end once nothing comes any more.
@@ -54,7 +55,14 @@ static SOCKET: LazyLock<PathBuf> = LazyLock::new(|| {
         max_append: 16 << 10,
     };
     let geometry = spec.validate().expect("a disk");
-    let medium = disk::blank(&geometry, Cipher::Aes256Gcm);
+    let image = path.with_extension("img");
+    let len = disk::image_len(&geometry, Cipher::Aes256Gcm);
+    let mut medium = FileMedium::create(&image, len, true).expect("a file");
+    disk::format(&medium, &geometry, Cipher::Aes256Gcm);
+    medium
+        .enable_data(Cache::Writeback, 4096)
+        .expect("data in a file");
+    std::fs::remove_file(&image).expect("our file");
     let volume = Arc::new(disk::open(medium, QUEUES));
     let options = DeviceOptions {
         limits: DeviceLimits {
@@ -66,7 +74,7 @@ static SOCKET: LazyLock<PathBuf> = LazyLock::new(|| {
         stats: Vec::new(),
         thread_started: Default::default(),
     };
-    let mut server = Server::bind(&path).expect("a socket");
+    let mut server = Server::bind(&path, AllowedUids::default()).expect("a socket");
     std::thread::spawn(move || {
         let stop = Stop::new().expect("an event");
         let ended = server.run(&volume, &options, &stop);
@@ -131,6 +139,10 @@ enum Action {
         len: u8,
     },
     Kick,
+    /// Guest memory gets so many pages.
+    Resize {
+        pages: u8,
+    },
     /// What came back is read.
     Read,
     Sync,
@@ -207,6 +219,9 @@ fn fill_memory(available: u16) {
         }
         put(0x402, &available.to_le_bytes());
     }
+    // New pages, also where the last device still has the old ones.
+    RAM.set_len(0).expect("a memfd");
+    RAM.set_len(MEMORY).expect("a memfd");
     RAM.write_all_at(&bytes, 0).expect("a memfd");
 }
 
@@ -345,6 +360,10 @@ impl Session {
                 self.send([kind.into(), 1, 200], &body, Along::Nothing)
             }
             Action::Kick => self.kick.write(1).is_ok(),
+            Action::Resize { pages } => {
+                let len = 4096 * u64::from(pages & 63);
+                RAM.set_len(len.min(MEMORY)).is_ok()
+            }
             Action::Read => {
                 self.read();
                 true

@@ -235,6 +235,12 @@ impl Wire {
         }
     }
 
+    /// Closes the connection in both directions.
+    pub fn close(&self) {
+        // Closed by the other side already is as good.
+        let _ = self.sock.shutdown(std::net::Shutdown::Both);
+    }
+
     /// Waits until the back-end closes the connection; whatever it still sends is dropped. One that
     /// it never accepted, or closed with bytes of ours unread, is reset, which is as good.
     pub fn wait_closed(&mut self) -> Result<(), WireError> {

@@ -464,14 +464,14 @@ impl Campaign {
         };
         if life == Life::Dead {
             let status = self.daemon.wait_exit();
-            let by_itself =
-                matches!(plan.end, End::Point(..)) && status.signal() == Some(libc::SIGKILL);
+            let by_itself = matches!(plan.end, End::Point(..))
+                && [Some(libc::SIGKILL), Some(libc::SIGABRT)].contains(&status.signal());
             if !by_itself {
                 self.fail(&format!("the daemon ended by itself: {status}"));
             }
         } else {
             match plan.end {
-                End::Disconnect => self.f.wire.close(),
+                End::Disconnect => self.disconnect(),
                 End::Terminate => {
                     self.daemon.signal(libc::SIGTERM);
                     let status = self.daemon.wait_exit();
@@ -500,6 +500,18 @@ impl Campaign {
                 self.harvest(at);
             }
         }
+    }
+
+    /// Without a region the queues are stopped first: nobody else could tell where they stand.
+    fn disconnect(&mut self) {
+        for at in 0..self.f.queues.len() {
+            if !self.settings.inflight
+                && let Err(err) = self.f.stop_queue(at)
+            {
+                self.fail(&format!("queue {at} cannot be stopped: {err}"));
+            }
+        }
+        self.f.wire.close();
     }
 
     fn run(mut self) -> Counts {

@@ -17,6 +17,9 @@ pub(crate) const ZONES: u64 = 32;
 /// Zones that one report asks for.
 const REPORTED: u64 = 4;
 
+/// Of a zone that is in between two lives when it is asked for: it may be found in either.
+const NO_LIFE: (u64, u64) = (u64::MAX, 0);
+
 /// What is in flight.
 #[derive(Clone, Debug)]
 enum Op {
@@ -29,6 +32,7 @@ enum Op {
         zone: usize,
         kind: u32,
     },
+    ResetAll,
     Read {
         zone: usize,
         life: u64,
@@ -89,6 +93,9 @@ impl Load {
 
     /// Submits one random request; `false` if the ring is full.
     pub(crate) fn submit(&mut self, queue: &mut Queue) -> bool {
+        if self.rng.one_in(700) && self.reset_all(queue) {
+            return true;
+        }
         let zone = self.pick_zone(queue.index);
         match self.rng.below(100) {
             0..=1 => self.send(queue, &Request::new(kind::FLUSH, 0), Op::Flush),
@@ -191,6 +198,19 @@ impl Load {
         true
     }
 
+    /// Every zone at once, if none has a reason against it.
+    fn reset_all(&mut self, queue: &mut Queue) -> bool {
+        let at = usize::from(queue.index);
+        let free = self.zones.iter().all(|zone| zone.may_manage(at));
+        if !free || queue.ring.free_descriptors() < 8 {
+            return false;
+        }
+        for zone in &mut self.zones {
+            zone.send_manage(kind::ZONE_RESET);
+        }
+        self.send(queue, &Request::new(kind::ZONE_RESET_ALL, 0), Op::ResetAll)
+    }
+
     fn read(&mut self, queue: &mut Queue, zone: usize) -> bool {
         let from = self.rng.below(ZONE_SECTORS / BLOCK_SECTORS);
         let known = &self.zones[zone];
@@ -211,7 +231,13 @@ impl Load {
         let count = usize::try_from(count).expect("count");
         let least = self.zones[zone..zone + count]
             .iter()
-            .map(|z| (z.life, if z.is_resetting() { 0 } else { z.known_end() }))
+            .map(|z| {
+                if z.is_resetting() {
+                    NO_LIFE
+                } else {
+                    (z.life, z.known_end())
+                }
+            })
             .collect();
         let request = Request::report(self.zones[zone].start(), REPORT_UNIT * (count + 1));
         self.send(queue, &request, Op::Report { zone, least })
@@ -240,6 +266,10 @@ impl Load {
                 stamps.map(|stamps| self.counts.stamps += stamps)
             }
             Op::Manage { zone, kind } => self.zones[zone].managed(kind, code, self.lenient),
+            Op::ResetAll => self
+                .zones
+                .iter_mut()
+                .try_for_each(|zone| zone.managed(kind::ZONE_RESET, code, self.lenient)),
             _ if code != status::OK => Err(format!("status {code}")),
             Op::Read { zone, life, stamps } => {
                 let zone = &self.zones[zone];

@@ -27,6 +27,8 @@ mod comings;
 #[cfg(test)]
 mod load;
 #[cfg(test)]
+mod region;
+#[cfg(test)]
 mod survey;
 #[cfg(test)]
 mod truth;

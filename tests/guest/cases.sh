@@ -16,6 +16,7 @@ CASES=(
     "reads-image-7.3    dm-crypt in the guest, with a zone's key, reads what lies in the image"
     "plain-7.3          no zones, stock front-end: ext4, fio, discard, zeroes, daemon restart"
     "plain-6.12         the same"
+    "killed-7.3         no zones, stock front-end: fio verifies while the daemon is killed twenty times"
     "zones-hidden       a zoned disk behind a front-end that hides zones refuses I/O and says why"
 )
 
@@ -131,6 +132,19 @@ plain() {
 }
 case_plain_v7.3() { plain 7.3; }
 case_plain_v6.12() { plain 6.12; }
+
+case_killed_v7.3() {
+    disk_create --plain --size 256M
+    QUEUES=2
+    disk_serve
+    guest killed --front-end blk-pci --reconnect-ms 50 --with-fio --kernel 7.3 --on-call "$HERE/on-call"
+    disk_stop
+    if grep -qi panicked "$STATE/daemon.log"; then
+        note "the daemon panicked:"
+        cat "$STATE/daemon.log"
+        return 1
+    fi
+}
 
 case_zones_hidden() {
     disk_create --size 512M

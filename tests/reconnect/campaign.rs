@@ -103,7 +103,11 @@ pub(super) struct Settings {
     pub(super) rounds: u64,
     /// The front-end asks for an inflight region; without one only clean ends are possible.
     pub(super) inflight: bool,
-    pub(super) serve: Vec<String>,
+    /// The guest leaves the write cache on.
+    pub(super) write_cache: bool,
+    /// More options.
+    pub(super) create: Vec<&'static str>,
+    pub(super) serve: Vec<&'static str>,
     pub(super) environment: Vec<(&'static str, String)>,
 }
 
@@ -127,7 +131,7 @@ struct Campaign {
 impl Campaign {
     fn new(settings: Settings) -> Self {
         let mut rng = Rng::from_env(settings.stream);
-        let image = Image::create(&CREATE);
+        let image = Image::create(&[&CREATE, settings.create.as_slice()].concat());
         let daemon = serve(&image, &settings, None);
         let mut options = Options::queues(QUEUES);
         options.queue_size = QUEUE_SIZE;
@@ -135,8 +139,11 @@ impl Campaign {
             options.protocol |=
                 vhost::vhost_user::message::VhostUserProtocolFeatures::INFLIGHT_SHMFD;
         }
-        let f = Frontend::open_with(daemon.socket(), options);
+        let mut f = Frontend::open_with(daemon.socket(), options);
         assert_eq!(f.inflight.is_some(), settings.inflight, "inflight region");
+        if !settings.write_cache {
+            f.set_config(32, &[0]).expect("write cache off");
+        }
         let calls = Epoll::new().expect("epoll");
         for (tag, queue) in (0..).zip(&f.queues) {
             let event = EpollEvent::new(EventSet::IN, tag);
@@ -221,6 +228,9 @@ impl Campaign {
             let died = matches!(plan.end, End::Point(..)) && self.wait_dead();
             assert!(died, "round {}: no session: {err}\n{plan:?}", self.round);
         }
+        if !self.settings.write_cache && self.f.set_config(32, &[0]).is_err() && !self.wait_dead() {
+            self.fail("the write cache cannot be turned off");
+        }
         if !inflight {
             // Nobody tells the daemon of what it has not seen.
             for queue in &self.f.queues {
@@ -286,7 +296,7 @@ impl Campaign {
     }
 
     fn fail(&self, why: &str) -> ! {
-        panic!("round {}: {why}\n{}", self.round, self.log);
+        panic!("round {}: {why}\nThe last death: {}", self.round, self.log);
     }
 
     /// Waits until `done`, and while it waits does `step`; the daemon may die meanwhile.
@@ -495,6 +505,9 @@ impl Campaign {
         self.taken_back += held as u64;
         self.log = format!("{plan:?} ended as {name} with {held} in flight\n");
         *self.ends.entry(name).or_default() += 1;
+        for zone in &mut self.load.zones {
+            zone.note_death(self.round);
+        }
         if plan.looks {
             for at in 0..self.f.queues.len() {
                 self.harvest(at);
@@ -565,31 +578,93 @@ fn serve(image: &Image, settings: &Settings, end: Option<End>) -> Daemon {
     }
     let queues = QUEUES.to_string();
     let mut options = vec!["--queues", queues.as_str()];
-    options.extend(settings.serve.iter().map(String::as_str));
+    options.extend(&settings.serve);
     Daemon::serve_in(image, &options, &environment)
 }
 
-/// Rounds of a campaign in CI.
-const ROUNDS: u64 = 100;
+/// Rounds of the campaigns in CI together, with points at which the daemon ends itself and without.
+const ROUNDS: u64 = if cfg!(feature = "mutants") { 200 } else { 60 };
 
-fn rounds(default: u64) -> u64 {
-    match std::env::var("RECONNECT_ROUNDS") {
+/// `RECONNECT_ROUNDS` names the rounds of all campaigns together; each has its percentage of them.
+fn rounds(percent: u64) -> u64 {
+    let all = match std::env::var("RECONNECT_ROUNDS") {
         Ok(text) => text.parse().expect("RECONNECT_ROUNDS is a number"),
-        Err(_) => default,
+        Err(_) => ROUNDS,
+    };
+    (all * percent).div_ceil(100)
+}
+
+fn settings(stream: u64, percent: u64) -> Settings {
+    Settings {
+        stream,
+        rounds: rounds(percent),
+        inflight: true,
+        write_cache: true,
+        create: Vec::new(),
+        serve: Vec::new(),
+        environment: Vec::new(),
     }
+}
+
+/// Most of what was acknowledged must have been there to be lost.
+fn run(settings: Settings) {
+    let rounds = settings.rounds;
+    let counts = Campaign::new(settings).run();
+    assert!(counts.stamps > rounds * 10, "{counts:?}");
+}
+
+#[test]
+fn campaign() {
+    run(settings(72, 50));
+}
+
+#[test]
+fn campaign_through_the_page_cache() {
+    run(Settings {
+        create: vec!["--cipher", "aes-256-xts"],
+        serve: vec!["--cache", "writeback"],
+        ..settings(73, 30)
+    });
+}
+
+#[test]
+fn campaign_without_write_cache() {
+    run(Settings {
+        write_cache: false,
+        ..settings(74, 20)
+    });
 }
 
 /// A front-end that keeps nothing for the daemon, and ends that lose nothing of what was in flight.
 #[test]
 fn campaign_of_clean_ends() {
-    let settings = Settings {
-        stream: 70,
-        rounds: rounds(ROUNDS),
+    run(Settings {
         inflight: false,
-        serve: Vec::new(),
-        environment: Vec::new(),
+        ..settings(70, 30)
+    });
+}
+
+/// What a campaign finds in a daemon with a fault, and in which round.
+#[cfg(feature = "mutants")]
+fn found(mutant: &str, most: u64) -> String {
+    let settings = Settings {
+        rounds: most,
+        environment: vec![("ZONEVAULT_MUTANT", mutant.to_owned())],
+        ..settings(75, 100)
     };
-    let rounds = settings.rounds;
-    let counts = Campaign::new(settings).run();
-    assert!(counts.stamps > rounds * 10, "{counts:?}");
+    let hunt = std::panic::AssertUnwindSafe(|| Campaign::new(settings).run());
+    let why = match std::panic::catch_unwind(hunt) {
+        Ok(counts) => panic!("{mutant} was not found in {most} rounds: {counts:?}"),
+        Err(why) => why,
+    };
+    let why = why.downcast_ref::<String>().cloned().unwrap_or_default();
+    println!("{mutant}: {}", why.lines().next().unwrap_or_default());
+    why
+}
+
+#[cfg(feature = "mutants")]
+#[test]
+fn mutants_are_found() {
+    let why = found("forget-intent", 60);
+    assert!(why.contains("round"), "{why}");
 }

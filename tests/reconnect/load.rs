@@ -206,7 +206,7 @@ impl Load {
             return false;
         }
         for zone in &mut self.zones {
-            zone.send_manage(kind::ZONE_RESET);
+            zone.send_manage(kind::ZONE_RESET_ALL);
         }
         self.send(queue, &Request::new(kind::ZONE_RESET_ALL, 0), Op::ResetAll)
     }
@@ -269,7 +269,7 @@ impl Load {
             Op::ResetAll => self
                 .zones
                 .iter_mut()
-                .try_for_each(|zone| zone.managed(kind::ZONE_RESET, code, self.lenient)),
+                .try_for_each(|zone| zone.managed(kind::ZONE_RESET_ALL, code, self.lenient)),
             _ if code != status::OK => Err(format!("status {code}")),
             Op::Read { zone, life, stamps } => {
                 let zone = &self.zones[zone];
@@ -290,7 +290,18 @@ impl Load {
             }
             Op::Flush | Op::GetId => Ok(()),
         };
-        judged.map_err(|why| format!("queue {queue}, {op:?}: {why}"))
+        judged.map_err(|why| {
+            let zone = match op {
+                Op::Piece { zone, .. } | Op::Manage { zone, .. } | Op::Read { zone, .. } => {
+                    self.zones[zone].story()
+                }
+                Op::Report { zone, .. } => {
+                    self.zones[zone..].iter().take(4).map(Zone::story).collect()
+                }
+                _ => String::new(),
+            };
+            format!("queue {queue}, {op:?}: {why}\n{zone}")
+        })
     }
 
     fn judge_report(&self, first: usize, least: &[(u64, u64)], data: &[u8]) -> Result<(), String> {
@@ -335,9 +346,8 @@ impl Load {
     pub(crate) fn judge_survey(&mut self) -> Result<(), String> {
         let found = self.survey.take();
         for (zone, (info, data)) in self.zones.iter_mut().zip(&found) {
-            self.counts.checked += zone
-                .check(info, data)
-                .map_err(|why| format!("zone {}: {why}", zone.index))?;
+            let checked = zone.check(info, data);
+            self.counts.checked += checked.map_err(|why| format!("{why}\n{}", zone.story()))?;
         }
         if self.in_flight() == 0 {
             self.lenient = false;

@@ -4,7 +4,7 @@
 //! in flight in it: every acknowledged stamp at its place, no other block below the write pointer but those of requests
 //! that met a reset or were refused, and none of a life before the last reset.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use crate::common::request::{ZoneInfo, kind, status};
 
@@ -29,6 +29,8 @@ pub(crate) struct Piece {
     pub(crate) queue: usize,
     /// It and a RESET were in flight together: which came first is not known.
     met_reset: bool,
+    /// It was sent after that RESET: in the old life it would be where the write pointer was or higher.
+    after_reset: bool,
     /// The same with a FINISH, after which it may be refused.
     met_finish: bool,
 }
@@ -58,7 +60,7 @@ pub(crate) struct Zone {
     pending: HashMap<u64, Piece>,
     /// The write pointer is nowhere above this.
     reserved: u64,
-    /// Below this block everything acknowledged after the last reset is of the new life.
+    /// What was sent after the last reset and is below this block is of the new life.
     floor: u64,
     reset: Option<Reset>,
     /// Another management command in flight.
@@ -66,7 +68,28 @@ pub(crate) struct Zone {
     full: bool,
     /// Counts resets when they are sent.
     pub(crate) life: u64,
+    /// What happened last, for whoever has to understand a failure.
+    history: VecDeque<Event>,
 }
+
+/// Something that happened to a zone.
+#[derive(Clone, Copy, Debug)]
+#[expect(dead_code, reason = "printed")]
+enum Event {
+    Sent(Piece),
+    /// Stamp, status, block.
+    Answered(u64, u8, u64),
+    SentCommand(u32),
+    /// Kind, status.
+    Managed(u32, u8),
+    /// Blocks found.
+    Checked(u64),
+    /// The daemon was gone.
+    Death(u64),
+}
+
+/// Events that are kept of each zone.
+const HISTORY: usize = 40;
 
 /// The bytes of a piece.
 pub(crate) fn stamped(piece: &Piece) -> Vec<u8> {
@@ -94,6 +117,24 @@ impl Zone {
             index,
             ..Self::default()
         }
+    }
+
+    fn note(&mut self, event: Event) {
+        if self.history.len() == HISTORY {
+            self.history.pop_front();
+        }
+        self.history.push_back(event);
+    }
+
+    /// The daemon died in this round.
+    pub(crate) fn note_death(&mut self, round: u64) {
+        self.note(Event::Death(round));
+    }
+
+    /// What happened last, a line each.
+    pub(crate) fn story(&self) -> String {
+        let lines = self.history.iter().map(|event| format!("  {event:?}\n"));
+        format!("zone {}:\n{}", self.index, lines.collect::<String>())
     }
 
     pub(crate) fn start(&self) -> u64 {
@@ -182,16 +223,19 @@ impl Zone {
             at: (!append).then_some(self.reserved),
             queue,
             met_reset: self.reset.is_some(),
+            after_reset: self.reset.is_some(),
             met_finish: false,
         };
+        self.note(Event::Sent(piece));
         self.pending.insert(stamp, piece);
         self.reserved += blocks;
         piece
     }
 
     pub(crate) fn send_manage(&mut self, kind: u32) {
+        self.note(Event::SentCommand(kind));
         match kind {
-            kind::ZONE_RESET => {
+            kind::ZONE_RESET | kind::ZONE_RESET_ALL => {
                 self.life += 1;
                 self.reset = Some(Reset {
                     floor: self.known_end(),
@@ -224,6 +268,8 @@ impl Zone {
             .pending
             .remove(&stamp)
             .ok_or_else(|| format!("{stamp} was not in flight"))?;
+        let block = sector.wrapping_sub(self.start()) / BLOCK_SECTORS;
+        self.note(Event::Answered(stamp, code, piece.at.unwrap_or(block)));
         let refused = piece.met_finish && code == status::INVALID_CMD;
         if code != status::OK {
             if refused || lenient {
@@ -239,12 +285,14 @@ impl Zone {
         for i in 0..piece.blocks {
             let (at, stamp) = (at + i, piece.stamp + i);
             let old = match &mut self.reset {
-                Some(reset) if at < reset.floor => reset.next.insert(at, stamp),
+                Some(reset) if piece.after_reset && at < reset.floor => {
+                    reset.next.insert(at, stamp)
+                }
                 Some(reset) => {
                     reset.either.insert((at, stamp));
                     None
                 }
-                None if piece.met_reset && at >= self.floor => {
+                None if piece.met_reset && !(piece.after_reset && at < self.floor) => {
                     self.either.insert((at, stamp));
                     None
                 }
@@ -267,6 +315,7 @@ impl Zone {
     }
 
     pub(crate) fn managed(&mut self, kind: u32, code: u8, lenient: bool) -> Result<(), String> {
+        self.note(Event::Managed(kind, code));
         let good = match kind {
             // A zone that is not open cannot be closed.
             kind::ZONE_CLOSE => [status::OK, status::INVALID_CMD].contains(&code),
@@ -275,7 +324,7 @@ impl Zone {
         if !good && !lenient {
             return Err(format!("command {kind}: status {code}"));
         }
-        if kind != kind::ZONE_RESET {
+        if kind != kind::ZONE_RESET && kind != kind::ZONE_RESET_ALL {
             self.manage = None;
             self.full |= kind == kind::ZONE_FINISH && code == status::OK;
             return Ok(());
@@ -334,6 +383,7 @@ impl Zone {
         }
         self.check_others(&found[..filled])?;
         let checked = self.must.len() as u64;
+        self.note(Event::Checked(filled as u64));
         if self.is_idle() {
             self.must = (0..).zip(found.into_iter().take(filled)).collect();
             self.either.clear();

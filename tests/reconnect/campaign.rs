@@ -24,6 +24,8 @@ const DEPTH: usize = 24;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long the load waits for a daemon to come by its point; then it is killed where it is.
 const POINT_PATIENCE: Duration = Duration::from_millis(200);
+/// What waits for a queue that was left out does so for this long; then that comes back.
+const LEFT_OUT: Duration = Duration::from_millis(300);
 /// Longest load before a kill, in microseconds.
 const LOAD_US: u64 = 20_000;
 
@@ -125,6 +127,7 @@ struct Campaign {
     ends: BTreeMap<String, u64>,
     taken_back: u64,
     round: u64,
+    slowest: Duration,
     log: String,
 }
 
@@ -166,6 +169,7 @@ impl Campaign {
             ends: BTreeMap::new(),
             taken_back: 0,
             round: 0,
+            slowest: Duration::ZERO,
             log: String::new(),
         }
     }
@@ -222,6 +226,10 @@ impl Campaign {
         }
         if plan.without.is_some() {
             self.load.lenient = true;
+            *self
+                .ends
+                .entry("(a queue left out)".to_owned())
+                .or_default() += 1;
         }
         if let Err(err) = self.f.reconnect_at(&bases) {
             // A daemon that dies at a point may do so before the last message.
@@ -309,6 +317,17 @@ impl Campaign {
         let mut deadline = Instant::now() + PATIENCE;
         loop {
             step(self);
+            let waited =
+                PATIENCE.saturating_sub(deadline.saturating_duration_since(Instant::now()));
+            if waited > LEFT_OUT
+                && let Some(at) = self.running.iter().position(|runs| !runs)
+            {
+                self.start_late(at);
+                *self
+                    .ends
+                    .entry("(it was waited for)".to_owned())
+                    .or_default() += 1;
+            }
             if done(self) {
                 return Life::Alive;
             }
@@ -535,8 +554,10 @@ impl Campaign {
         plan.without = None;
         for round in 0..self.settings.rounds {
             self.round = round;
+            let began = Instant::now();
             let life = self.work(&plan);
             self.end(&plan, life);
+            self.slowest = self.slowest.max(began.elapsed());
             let same_daemon = plan.end == End::Disconnect;
             plan = self.draw();
             if round + 1 == self.settings.rounds {
@@ -558,14 +579,15 @@ impl Campaign {
         let counts = self.load.counts;
         println!(
             "{} rounds {:?}: {} requests answered, {} of them with an error; {} stamps acknowledged, \
-             {} checked; {} requests taken back",
+             {} checked; {} requests taken back; the slowest round took {:?}",
             self.settings.rounds,
             self.ends,
             counts.answered,
             counts.refused,
             counts.stamps,
             counts.checked,
-            self.taken_back
+            self.taken_back,
+            self.slowest
         );
         counts
     }

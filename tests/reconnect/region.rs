@@ -55,13 +55,20 @@ fn options() -> Options {
 
 /// A session whose only queue is not started, with a region that was not handed over yet.
 fn waiting(rig: &Rig) -> Frontend {
+    waiting_with(rig, 1)
+}
+
+/// [`waiting`] with some queues.
+fn waiting_with(rig: &Rig, queues: u16) -> Frontend {
     let mut f = Frontend::negotiate(&rig.socket(), options()).unwrap();
     f.set_features().unwrap();
     f.set_memory().unwrap();
-    f.inflight = Some(Inflight::get(&mut f.wire, 1, QUEUE_SIZE).unwrap());
+    f.inflight = Some(Inflight::get(&mut f.wire, queues, QUEUE_SIZE).unwrap());
     let event_idx = f.features & feature::EVENT_IDX != 0;
-    let ram = std::sync::Arc::clone(&f.ram);
-    f.queues.push(Queue::new(0, ram, QUEUE_SIZE, event_idx));
+    for index in 0..queues {
+        let ram = std::sync::Arc::clone(&f.ram);
+        f.queues.push(Queue::new(index, ram, QUEUE_SIZE, event_idx));
+    }
     f
 }
 
@@ -91,6 +98,10 @@ fn begun(region: &Inflight, head: u16, counter: u64) {
 }
 
 fn intend(region: &Inflight, head: u16, counter: u64, intent: Intent) {
+    region.write(intent_of(region, head), &noted_bytes(counter, intent));
+}
+
+fn noted_bytes(counter: u64, intent: Intent) -> Vec<u8> {
     let Intent {
         zone,
         kind,
@@ -103,7 +114,7 @@ fn intend(region: &Inflight, head: u16, counter: u64, intent: Intent) {
     let check = crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &bytes);
     let check = if checked { check } else { !check };
     bytes.extend_from_slice(&check.to_le_bytes());
-    region.write(intent_of(region, head), &bytes);
+    bytes
 }
 
 /// Hands the region over and starts the queue.
@@ -225,14 +236,20 @@ fn an_intent_is_followed_or_refused() {
 #[test]
 fn a_reset_that_is_done_is_not_done_again() {
     let rig = Rig::new(&DISK, &[]);
-    let (_, generation) = learn(&rig, 3, 1);
+    let (_, before) = learn(&rig, 3, 1);
+    let mut f = Frontend::open_with(&rig.socket(), options());
+    let code = f.queue().simple(kind::ZONE_RESET, 3 * ZONE_SECTORS);
+    assert_eq!(code, status::OK);
+    drop(f);
+    let (block, generation) = learn(&rig, 3, 2);
+    assert!(block == 0 && generation > before);
     let mut f = waiting(&rig);
     let head = submit(&mut f, &Request::new(kind::ZONE_RESET, 3 * ZONE_SECTORS));
     let region = f.inflight.as_ref().unwrap();
     let intent = Intent {
         zone: 3,
         kind: RESET,
-        generation: generation - 1,
+        generation: before,
         start: 0,
         count: 0,
         checked: true,
@@ -310,9 +327,8 @@ fn a_region_of_others_is_refused() {
 #[test]
 fn a_region_of_another_shape_is_refused() {
     let rig = Rig::new(&DISK, &[]);
-    let mut f = waiting(&rig);
-    let mut region = f.inflight.take().unwrap();
-    let (size, offset) = (region.size, region.offset);
+    let region = waiting(&rig).inflight.take().unwrap();
+    let size = region.size;
     let shapes = [
         (0, 0, 1, QUEUE_SIZE),
         (size - 1, 0, 1, QUEUE_SIZE),
@@ -329,29 +345,36 @@ fn a_region_of_another_shape_is_refused() {
         (size, 0, 1, u16::MAX),
     ];
     for (size, offset, queues, queue_size) in shapes {
-        let shape = (size, offset, queues, queue_size);
-        (region.size, region.offset) = (size, offset);
-        (region.queues, region.queue_size) = (queues, queue_size);
-        let told = region.set(&mut f.wire);
-        assert!(
-            matches!(told, Err(WireError::Refused(_))),
-            "{shape:?}: {told:?}"
-        );
+        let shape = Inflight {
+            file: region.file.try_clone().unwrap(),
+            size,
+            offset,
+            queues,
+            queue_size,
+        };
+        not_taken(&rig, &shape);
     }
-    (region.size, region.offset) = (size, offset);
-    (region.queues, region.queue_size) = (1, QUEUE_SIZE);
     for path in ["/dev/null", "/", "/proc/self/exe"] {
-        let file = std::mem::replace(&mut region.file, File::open(path).unwrap());
-        let told = region.set(&mut f.wire);
-        assert!(
-            matches!(told, Err(WireError::Refused(_))),
-            "{path}: {told:?}"
-        );
-        region.file = file;
+        let file = File::open(path).unwrap();
+        not_taken(&rig, &Inflight { file, ..region });
     }
+    let mut f = waiting(&rig);
     f.inflight = Some(region);
     go(&mut f).unwrap();
     f.queue().assert_alive();
+}
+
+/// Refused, and the connection goes on; or, where the message has no sense, the connection ends.
+fn not_taken(rig: &Rig, region: &Inflight) {
+    let mut f = waiting(rig);
+    match region.set(&mut f.wire) {
+        Err(WireError::Refused(_)) => {
+            go(&mut f).unwrap();
+            f.queue().assert_alive();
+        }
+        Err(WireError::Closed) => {}
+        other => panic!("{region:?}: {other:?}"),
+    }
 }
 
 /// Waits until `wanted` requests have come back or the daemon has stopped the queue, each once.
@@ -428,6 +451,69 @@ fn more_in_flight_than_the_ring_offers_is_not_believed() {
     assert_eq!(come_back(&mut f, 3), [status::OK; 3]);
     drop(f);
     assert_eq!(blocks_in(&rig, 6), 3);
+}
+
+/// Queue 1 is said to have begun an append and is not started; queue 0 wants to append to that zone and has to wait.
+fn waits_for_a_queue(rig: &Rig) -> Frontend {
+    let (block, generation) = learn(rig, 7, 1);
+    let mut f = waiting_with(rig, 2);
+    let left_out = &mut f.queues[1];
+    left_out.submit(&append(7, 2), &Layout::indirect()).unwrap();
+    let region = f.inflight.as_ref().unwrap();
+    let intent = Intent {
+        zone: 7,
+        kind: WRITE,
+        generation,
+        start: block + 1,
+        count: 1,
+        checked: true,
+    };
+    let to_queue = |at: u64| region.queue_offset(1) + at;
+    let noted = region.tail_offset() + TAIL_HEAD + INTENT * u64::from(QUEUE_SIZE);
+    region.write(noted, &noted_bytes(1, intent));
+    region.write(to_queue(state_of(0) + 8), &1_u64.to_le_bytes());
+    region.write(to_queue(state_of(0)), &[1]);
+    submit(&mut f, &append(7, 3));
+    go(&mut f).unwrap();
+    f.queue().kick();
+    let waits = f.queue().reap(Duration::from_millis(100)).unwrap_err();
+    assert_eq!(waits, QueueError::TimedOut);
+    f
+}
+
+#[test]
+fn a_queue_that_comes_late_finds_its_place() {
+    let rig = Rig::new(&DISK, &["--queues", "2"]);
+    let mut f = waits_for_a_queue(&rig);
+    f.start_queue(1).unwrap();
+    let first = f.queues[1].reap(PATIENCE).unwrap();
+    let second = f.queues[0].reap(PATIENCE).unwrap();
+    assert_eq!([first.status(), second.status()], [status::OK; 2]);
+    let places = [first, second].map(|done| done.append_sector() - 7 * ZONE_SECTORS);
+    assert_eq!(places, [8, 16]);
+}
+
+/// Longest that a daemon may take to let go of a front-end of which something is missing.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_queue_that_never_comes_holds_up_no_end() {
+    let mut rig = Rig::new(&DISK, &["--queues", "2"]);
+    let f = waits_for_a_queue(&rig);
+    f.wire.close();
+    let left = Instant::now();
+    Frontend::open_with(&rig.socket(), options())
+        .queue()
+        .assert_alive();
+    assert!(
+        left.elapsed() < FAREWELL,
+        "disconnect: {:?}",
+        left.elapsed()
+    );
+    let _f = waits_for_a_queue(&rig);
+    let told = Instant::now();
+    rig.daemon.take().unwrap().stop();
+    assert!(told.elapsed() < FAREWELL, "SIGTERM: {:?}", told.elapsed());
 }
 
 /// Bytes at random, over everything or over what matters, with requests waiting.

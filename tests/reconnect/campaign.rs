@@ -453,7 +453,7 @@ impl Campaign {
             if self.settle() == Life::Dead {
                 return Life::Dead;
             }
-            if let Some(at) = plan.without.filter(|_| plan.looks) {
+            if let Some(at) = plan.without.filter(|at| plan.looks && !self.running[*at]) {
                 self.start_late(at);
                 if self.settle() == Life::Dead {
                     return Life::Dead;

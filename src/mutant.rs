@@ -34,6 +34,12 @@ pub enum Mutant {
     NoFence,
     /// What a daemon that died had begun is begun as if it were new.
     ForgetIntent,
+    /// Of that, writes that the zone's record counts are done again.
+    RedoCounted,
+    /// Answers that the guest has seen, but which still count as in flight, are given again.
+    AnswerTwice,
+    /// A queue goes on where the front-end says that it stands.
+    TrustBase,
 }
 
 impl Mutant {
@@ -47,6 +53,14 @@ impl Mutant {
         Self::ReuseNonceAfterFailedWrite,
         Self::FlushWithoutSync,
         Self::NoFence,
+    ];
+
+    /// All that a daemon takes from `ZONEVAULT_MUTANT`, with their names there.
+    pub const NAMED: [(&str, Self); 4] = [
+        ("forget-intent", Self::ForgetIntent),
+        ("redo-counted", Self::RedoCounted),
+        ("answer-twice", Self::AnswerTwice),
+        ("trust-base", Self::TrustBase),
     ];
 
     /// Whether this is what the process does wrong.
@@ -64,8 +78,10 @@ impl Mutant {
 
 #[cfg(feature = "mutants")]
 static CHOSEN: LazyLock<AtomicU8> = LazyLock::new(|| {
-    let named = std::env::var("ZONEVAULT_MUTANT").is_ok_and(|name| name == "forget-intent");
-    AtomicU8::new(if named { Mutant::ForgetIntent as u8 } else { 0 })
+    let named = std::env::var("ZONEVAULT_MUTANT").ok();
+    let mut all = Mutant::NAMED.into_iter();
+    let found = all.find(|(name, _)| named.as_deref() == Some(*name));
+    AtomicU8::new(found.map_or(0, |(_, mutant)| mutant as u8))
 });
 
 /// From now on the whole process does this wrong; `None`: nothing.

@@ -114,23 +114,31 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 true
             }
             (Command::Write(_) | Command::Append(..), Some(intent)) => {
-                self.begin_write_again(id, command, intent, ticket);
-                true
+                self.begin_write_again(id, command, intent, ticket)
             }
             _ => false,
         }
     }
 
-    fn begin_write_again(&mut self, id: u32, command: Command, intent: Intent, ticket: Ticket) {
+    fn begin_write_again(
+        &mut self,
+        id: u32,
+        command: Command,
+        intent: Intent,
+        ticket: Ticket,
+    ) -> bool {
         let Some((len, outcome)) = self.outcome_of(command, intent) else {
             // The request is not the one that was begun.
-            return self.finish(id, Status::IoError);
+            self.finish(id, Status::IoError);
+            return true;
         };
         match self.volume.table.admit_redo(intent, ticket) {
+            Ok(Redo::Counted) if Mutant::RedoCounted.is_on() => return false,
             Ok(Redo::Counted) => self.acknowledge(id, outcome),
             Ok(Redo::Again(admission)) => self.begin_granted(id, Ok(admission), len),
             Err(error) => self.begin_granted(id, Err(error), len),
         }
+        true
     }
 
     /// Bytes of a write that was begun as `intent` says, and what it is answered; `None` if the two do

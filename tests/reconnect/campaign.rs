@@ -111,6 +111,8 @@ pub(super) struct Settings {
     pub(super) create: Vec<&'static str>,
     pub(super) serve: Vec<&'static str>,
     pub(super) environment: Vec<(&'static str, String)>,
+    /// Where daemons end themselves.
+    pub(super) points: &'static [&'static str],
 }
 
 struct Campaign {
@@ -184,7 +186,7 @@ impl Campaign {
                 20..=29 => End::Disconnect,
                 30..=74 if points => {
                     let most = if rng.one_in(3) { 4 } else { 120 };
-                    End::Point(rng.pick::<&str>(&POINTS), rng.range(1, most))
+                    End::Point(rng.pick::<&str>(self.settings.points), rng.range(1, most))
                 }
                 _ => End::Kill,
             }
@@ -625,6 +627,7 @@ fn settings(stream: u64, percent: u64) -> Settings {
         create: Vec::new(),
         serve: Vec::new(),
         environment: Vec::new(),
+        points: &POINTS,
     }
 }
 
@@ -669,7 +672,13 @@ fn campaign_of_clean_ends() {
 /// What a campaign finds in a daemon with a fault, and in which round.
 #[cfg(feature = "mutants")]
 fn found(mutant: &str, most: u64) -> String {
+    // The guest must have seen an answer of which the daemon does not know that it did.
+    let points: &[&str] = match mutant {
+        "answer-twice" => &["published"],
+        _ => &POINTS,
+    };
     let settings = Settings {
+        points,
         rounds: most,
         environment: vec![("ZONEVAULT_MUTANT", mutant.to_owned())],
         ..settings(75, 100)

@@ -35,7 +35,7 @@ use crate::store::Medium;
 use crate::volume::{Channel, Finished, Payload, Volume, channel};
 use crate::zone::{Intent, ZoneInfo};
 
-use inflight::{InflightError, InflightQueue, Note, Past};
+use inflight::{InflightError, InflightQueue, Intents, Past};
 pub use poll::PollWindow;
 use ring::{RingError, Rings};
 use stats::{Collector, Mark, QueueStats};
@@ -56,7 +56,7 @@ static MALFORMED: LogLimit = LogLimit::new();
 struct Flight {
     chain: Chain,
     /// If the front-end keeps what is in flight.
-    note: Option<Note>,
+    intents: Option<Intents>,
     /// If the queue counts.
     mark: Option<Mark>,
 }
@@ -78,8 +78,8 @@ impl Payload for Flight {
     }
 
     fn intend(&self, intent: Intent) {
-        if let Some(note) = &self.note {
-            note.intend(intent);
+        if let Some(intents) = &self.intents {
+            intents.note(self.chain.head(), intent);
         }
     }
 }
@@ -400,10 +400,13 @@ impl<M: Medium> Worker<M> {
 
     /// `true` if the guest wants to be told.
     fn publish(&mut self, rings: &mut Rings<'_>) -> bool {
-        let notify = rings.publish().unwrap_or_else(|e| {
-            self.break_ring(&e);
-            true
-        });
+        let notify = match rings.publish() {
+            Ok(notify) => notify,
+            Err(e) => {
+                self.break_ring(&e);
+                return true;
+            }
+        };
         if let Some(inflight) = &mut self.inflight {
             mutant::pass(Point::Published);
             inflight.published(rings.used_index());
@@ -437,18 +440,29 @@ impl<M: Medium> Worker<M> {
                 taken.no_room = true;
                 return taken;
             }
-            let (head, past) = match self.next(rings) {
-                Ok(Some(next)) => next,
-                Ok(None) => return taken,
-                Err(e) => {
-                    self.break_ring(&e);
-                    return taken;
-                }
+            let past = self.begun_before.pop_front();
+            let head = match past {
+                Some((head, _)) => head,
+                None => match self.next(rings) {
+                    Ok(Some(head)) => head,
+                    Ok(None) => return taken,
+                    Err(e) => {
+                        self.break_ring(&e);
+                        return taken;
+                    }
+                },
             };
             let at = self.stats.as_mut().map(|stats| stats.take());
             let mut chain = self.spare.pop().unwrap_or_default();
             match chain.collect(memory, table, head) {
-                Ok(()) => self.begin(rings, policy, chain, (at, past)),
+                Ok(()) => {
+                    if let Some((command, flight)) = self.prepare(rings, policy, chain, at) {
+                        match past {
+                            None => self.start_operation(command, flight),
+                            Some((_, past)) => self.start_again(rings, command, flight, past),
+                        }
+                    }
+                }
                 Err(malformed) => {
                     self.refuse(rings, &chain, malformed);
                     self.spare.push(chain);
@@ -469,16 +483,13 @@ impl<M: Medium> Worker<M> {
         taken
     }
 
-    /// The next chain: one that was in flight before, with what is known of it, or one from the ring.
-    fn next(&mut self, rings: &mut Rings<'_>) -> Result<Option<(u16, Option<Past>)>, RingError> {
-        if let Some((head, past)) = self.begun_before.pop_front() {
-            return Ok(Some((head, Some(past))));
-        }
+    /// The head of the next chain in the ring.
+    fn next(&mut self, rings: &mut Rings<'_>) -> Result<Option<u16>, RingError> {
         let head = rings.next()?;
         if let (Some(head), Some(inflight)) = (head, &mut self.inflight) {
             inflight.take(head);
         }
-        Ok(head.map(|head| (head, None)))
+        Ok(head)
     }
 
     fn refuse(&mut self, rings: &mut Rings<'_>, chain: &Chain, malformed: Malformed) {
@@ -494,39 +505,51 @@ impl<M: Medium> Worker<M> {
         self.give_back(rings, chain.head(), 0);
     }
 
-    /// Starts the operation of a chain, or answers it from tables. `at`: when it was taken, if that is
-    /// counted; `past`: what is known of it, if it was begun before.
-    fn begin(
+    /// What a chain asks for, unless that can be answered from tables; then it is. `at`: when it was
+    /// taken, if that is counted.
+    fn prepare(
         &mut self,
         rings: &mut Rings<'_>,
         policy: &Policy,
         chain: Chain,
-        (at, past): (Option<stats::Taken>, Option<Past>),
-    ) {
+        at: Option<stats::Taken>,
+    ) -> Option<(Command, Flight)> {
         let Request { command, chain } = Request::parse(chain, policy);
         let mark = at.map(|at| Mark::new(at, command.as_ref()));
-        let note = self.inflight.as_ref().and_then(|i| i.note(chain.head()));
-        let flight = Flight { chain, note, mark };
-        let outcome = match (command, past) {
-            (Err(status), _) => Outcome::Done(status, 0),
-            (Ok(Command::GetId), _) => self.get_id(&flight.chain),
-            (Ok(Command::Report(first)), _) => self.report(&flight.chain, first),
-            // It may have been done, and nobody knows.
-            (Ok(_), Some(Past::Doubtful)) => Outcome::Done(Status::IoError, 0),
-            (Ok(command), past) => {
-                if let Some(channel) = &mut self.channel {
-                    match past {
-                        None => channel.start(command, flight),
-                        Some(Past::Intended(intent)) => {
-                            channel.start_again(command, flight, Some(intent));
-                        }
-                        Some(_) => channel.start_again(command, flight, None),
-                    }
-                }
-                return;
-            }
+        let flight = Flight {
+            chain,
+            intents: self.inflight.as_ref().map(InflightQueue::intents),
+            mark,
+        };
+        let outcome = match command {
+            Err(status) => Outcome::Done(status, 0),
+            Ok(Command::GetId) => self.get_id(&flight.chain),
+            Ok(Command::Report(first)) => self.report(&flight.chain, first),
+            Ok(command) => return Some((command, flight)),
         };
         self.reply(rings, flight, outcome);
+        None
+    }
+
+    fn start_operation(&mut self, command: Command, flight: Flight) {
+        if let Some(channel) = &mut self.channel {
+            channel.start(command, flight);
+        }
+    }
+
+    /// Starts an operation that was begun before.
+    fn start_again(&mut self, rings: &mut Rings<'_>, command: Command, flight: Flight, past: Past) {
+        let intent = match past {
+            Past::Untouched => None,
+            Past::Intended(intent) => Some(intent),
+            // It may have been done, and nobody knows.
+            Past::Doubtful => {
+                return self.reply(rings, flight, Outcome::Done(Status::IoError, 0));
+            }
+        };
+        if let Some(channel) = &mut self.channel {
+            channel.start_again(command, flight, intent);
+        }
     }
 
     fn get_id(&self, chain: &Chain) -> Outcome {

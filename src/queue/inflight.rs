@@ -378,12 +378,12 @@ impl Region {
     /// The part of a queue; `None` if the region was made for fewer.
     pub fn queue(&self, index: u16) -> Option<InflightQueue> {
         (index < self.shape.queues).then(|| InflightQueue {
-            part: Part {
+            part: Arc::new(Part {
                 bytes: Arc::clone(&self.bytes),
                 state: self.shape.part(index),
                 intents: self.shape.intents(index),
                 descriptors: self.shape.descriptors,
-            },
+            }),
             counter: 0,
             batch: Vec::new(),
         })
@@ -445,7 +445,7 @@ pub struct Resume {
 }
 
 /// A queue's part of the bytes.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Part {
     bytes: Arc<Bytes>,
     state: u64,
@@ -553,7 +553,7 @@ fn check(counter: u64, fields: &[u64; INTENT_FIELDS]) -> u64 {
 /// Keeps a queue's part up to date. Belongs to the queue's worker.
 #[derive(Debug)]
 pub struct InflightQueue {
-    part: Part,
+    part: Arc<Part>,
     /// Of the last chain that was taken.
     counter: u64,
     /// Heads given back since the used index was last shown.
@@ -577,7 +577,7 @@ impl InflightQueue {
             state,
             descriptors,
             ..
-        } = &self.part;
+        } = &*self.part;
         let descriptors = *descriptors;
         if ring > descriptors {
             return Err(InflightError::RingLarger { descriptors, ring });
@@ -619,7 +619,7 @@ impl InflightQueue {
             state,
             descriptors,
             ..
-        } = &self.part;
+        } = &*self.part;
         let mut head = bytes.load_u16(state + LAST_BATCH_HEAD);
         for _ in 0..count {
             if head >= *descriptors {
@@ -640,12 +640,9 @@ impl InflightQueue {
         }
     }
 
-    /// For the operation of a chain that was taken: a way to note what it is about to change.
-    pub(super) fn note(&self, head: u16) -> Option<Note> {
-        (head < self.part.descriptors).then(|| Note {
-            part: self.part.clone(),
-            head,
-        })
+    /// Where operations of this queue note what they are about to change.
+    pub(super) fn intents(&self) -> Intents {
+        Intents(Arc::clone(&self.part))
     }
 
     /// A chain was given back; the guest does not see it yet.
@@ -671,15 +668,15 @@ impl InflightQueue {
 
 /// Where an operation notes what it is about to change.
 #[derive(Clone, Debug)]
-pub(super) struct Note {
-    part: Part,
-    head: u16,
-}
+pub(super) struct Intents(Arc<Part>);
 
-impl Note {
-    pub(super) fn intend(&self, intent: Intent) {
-        let counter = self.part.counter_of(self.head);
-        self.part.write_intent(self.head, counter, intent);
+impl Intents {
+    /// `head`: of the chain, which was taken.
+    pub(super) fn note(&self, head: u16, intent: Intent) {
+        let Self(part) = self;
+        if head < part.descriptors {
+            part.write_intent(head, part.counter_of(head), intent);
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! takes its turn in the zone's line, perhaps waits for a sync, and ends in [`Channel::poll`].
 //! Each guest byte is read once. When buffers run out, the operation waits in the backlog.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use crate::limit::LogLimit;
 use crate::mutant::{self, Mutant, Point};
 use crate::request::{Command, Outcome, Span, Status, ZoneAction, blocks_of};
 use crate::store::{Completion, Medium, Op as StoreOp, Store, Token};
-use crate::zone::{Admission, Change, Grant, Released, Ticket, ZoneError};
+use crate::zone::{Admission, Change, Grant, Intent, Released, Ticket, ZoneError};
 
 use super::fence::Fences;
-use super::op::{Direction, Finished, Op, Owners, Past, Payload, Piece, Stage, Transfer};
+use super::op::{Direction, Finished, Op, Owners, Payload, Piece, Stage, Transfer};
 use super::pool::Pool;
 use super::stretch::Stretches;
 use super::sync::SyncRound;
@@ -72,6 +72,8 @@ pub struct Channel<M: Medium, P: Payload> {
     completions: Vec<Completion>,
     pub(super) round: SyncRound,
     pub(super) fences: Fences,
+    /// What operations that were begun before were about to change, as far as it is known.
+    pub(super) intents: HashMap<u32, Intent>,
     done: Vec<Finished<P>>,
 }
 
@@ -103,6 +105,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             completions: Vec::new(),
             round: SyncRound::default(),
             fences: Fences::default(),
+            intents: HashMap::new(),
             done: Vec::with_capacity(usize::from(depth)),
         })
     }
@@ -149,6 +152,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 self.free_ops.push(id);
             }
         }
+        self.intents.clear();
     }
 
     /// Operations that ended as soon as they were started; [`Channel::poll`] hands them over.
@@ -180,26 +184,34 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     /// Starts an operation. It ends in a later [`Channel::poll`]. Without room for it
     /// ([`Channel::has_room`]) it fails.
     pub fn start(&mut self, command: Command, payload: P) {
-        self.start_with(command, payload, Past::None);
+        if let Some(id) = self.enter(command, payload, false) {
+            self.begin(id);
+        }
     }
 
-    pub(super) fn start_with(&mut self, command: Command, payload: P, past: Past) {
+    /// Gives an operation its place, if there is one; else it fails.
+    pub(super) fn enter(
+        &mut self,
+        command: Command,
+        payload: P,
+        begun_before: bool,
+    ) -> Option<u32> {
         let Some(id) = self.free_ops.pop() else {
             self.done.push(Finished {
                 payload,
                 outcome: Outcome::Done(Status::IoError, 0),
             });
-            return;
+            return None;
         };
         if let Some(slot) = self.ops.get_mut(id as usize) {
             *slot = Some(Op {
                 command,
                 payload,
                 stage: Stage::Parked,
-                past,
+                begun_before,
             });
         }
-        self.begin(id);
+        Some(id)
     }
 
     /// Works on everything that can go on and moves what ended to `finished`.
@@ -236,14 +248,13 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     }
 
     /// Begins an operation, for the first time or once more after it was parked.
-    fn begin(&mut self, id: u32) {
-        let Some((command, past)) = self.op(id).map(|op| (op.command, op.past)) else {
+    pub(super) fn begin(&mut self, id: u32) {
+        let Some((command, begun_before)) = self.op(id).map(|op| (op.command, op.begun_before))
+        else {
             return;
         };
         let ticket = self.ticket(id);
-        if let Past::Begun(intent) = past
-            && self.begin_again(id, command, intent, ticket)
-        {
+        if begun_before && self.begin_again(id, command, ticket) {
             return;
         }
         match command {
@@ -559,7 +570,15 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     /// Ends an operation.
     pub(super) fn end(&mut self, id: u32, outcome: Outcome) {
         let op = self.ops.get_mut(id as usize).and_then(Option::take);
-        if let Some(Op { payload, .. }) = op {
+        if let Some(Op {
+            payload,
+            begun_before,
+            ..
+        }) = op
+        {
+            if begun_before {
+                self.intents.remove(&id);
+            }
             self.free_ops.push(id);
             self.done.push(Finished { payload, outcome });
         }

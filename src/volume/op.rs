@@ -122,16 +122,8 @@ pub(super) struct Op<P> {
     pub(super) command: Command,
     pub(super) payload: P,
     pub(super) stage: Stage,
-    pub(super) past: Past,
-}
-
-/// What is known of an operation from before it came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Past {
-    /// It is new.
-    None,
-    /// A daemon before this one had begun it, and may have noted what it was about to do.
-    Begun(Option<Intent>),
+    /// A daemon before this one had begun it: the channel may know what it was about to change.
+    pub(super) begun_before: bool,
 }
 
 /// Where the tag slots of a piece are.

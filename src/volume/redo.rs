@@ -11,7 +11,7 @@ use crate::zone::{Change, Intent, Redo, Ticket, ZoneState};
 
 use super::Volume;
 use super::channel::Channel;
-use super::op::{Op, Past, Payload, Stage};
+use super::op::{Op, Payload, Stage};
 
 impl<M: Medium> Volume<M> {
     /// Announces operations that will come by [`Channel::start_again`]: until each has come, its zone
@@ -49,8 +49,13 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     /// Starts an operation that was begun before and not answered; `intent`: what it was about to
     /// change. Otherwise like [`Channel::start`].
     pub fn start_again(&mut self, command: Command, payload: P, intent: Option<Intent>) {
-        let intent = intent.filter(|_| !Mutant::ForgetIntent.is_on());
-        self.start_with(command, payload, Past::Begun(intent));
+        let Some(id) = self.enter(command, payload, true) else {
+            return;
+        };
+        if let Some(intent) = intent.filter(|_| !Mutant::ForgetIntent.is_on()) {
+            self.intents.insert(id, intent);
+        }
+        self.begin(id);
     }
 
     /// Lets go of operations that wait for others which are announced and do not come, if they are all that
@@ -86,13 +91,8 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     }
 
     /// Goes on with an operation that was begun before; `false`: as if it were new.
-    pub(super) fn begin_again(
-        &mut self,
-        id: u32,
-        command: Command,
-        intent: Option<Intent>,
-        ticket: Ticket,
-    ) -> bool {
+    pub(super) fn begin_again(&mut self, id: u32, command: Command, ticket: Ticket) -> bool {
+        let intent = self.intents.get(&id).copied();
         match (command, intent) {
             // What was closed already is not active any more.
             (Command::Zone(ZoneAction::Close, zone), _) => {

@@ -55,7 +55,7 @@ fn what_is_in_flight_comes_back_in_the_order_in_which_it_was_taken() {
     for head in [5, 2, 7] {
         queue.take(head);
     }
-    queue.note(2).unwrap().intend(intent(6));
+    queue.intents().note(2, intent(6));
     let heads = vec![
         (5, Past::Untouched),
         (2, Past::Intended(intent(6))),
@@ -88,7 +88,7 @@ fn an_intent_belongs_to_one_request_of_a_head() {
     let region = region();
     let mut queue = queue(&region, 0);
     queue.take(3);
-    queue.note(3).unwrap().intend(intent(1));
+    queue.intents().note(3, intent(1));
     queue.give_back(3);
     queue.published(1);
     queue.take(3);
@@ -124,7 +124,7 @@ fn every_kind_of_intent_is_read_as_it_was_written() {
             change,
             ..intent(0)
         };
-        queue.note(0).unwrap().intend(wanted);
+        queue.intents().note(0, wanted);
         assert_eq!(resume(&region, 1, 0).1, [(0, Past::Intended(wanted))]);
     }
 }
@@ -134,7 +134,7 @@ fn an_altered_intent_is_not_trusted() {
     let region = region();
     let mut queue = queue(&region, 0);
     queue.take(0);
-    queue.note(0).unwrap().intend(intent(5));
+    queue.intents().note(0, intent(5));
     let at = queue.part.intents;
     for byte in 8..56 {
         let before: u8 = region.bytes.load(at + byte);
@@ -155,7 +155,7 @@ fn an_intent_that_was_given_up_is_not_trusted() {
     let mut queue = queue(&region, 0);
     for (head, start) in [(0, 2), (1, 4)] {
         queue.take(head);
-        queue.note(head).unwrap().intend(intent(start));
+        queue.intents().note(head, intent(start));
     }
     region.give_up(&[(ZoneIndex(3), Blocks(2)), (ZoneIndex(4), Blocks(4))]);
     let heads = [(0, Past::Intended(intent(2))), (1, Past::Doubtful)];
@@ -169,7 +169,7 @@ fn heads_that_no_table_has_are_not_noted() {
     for head in [SIZE, u16::MAX] {
         queue.take(head);
         queue.give_back(head);
-        assert!(queue.note(head).is_none());
+        queue.intents().note(head, intent(1));
     }
     queue.published(2);
     assert_eq!(resume(&region, 2, 2), (2, Vec::new()));

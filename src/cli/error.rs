@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::device::{ServeError, SocketError};
 use crate::format::{HeaderError, ImageError, ProtectorError};
+use crate::sandbox::SandboxError;
 use crate::secret::SecretError;
 use crate::store::OpenError;
 use crate::volume::VolumeError;
@@ -96,6 +97,9 @@ pub enum CliError {
     /// The socket, or a front-end on it.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// What was to be given up could not be.
+    #[error("sandbox: {0}")]
+    Sandbox(#[from] SandboxError),
     /// What `check` found, in a line, where that is not all in order.
     #[error("{summary}")]
     Checked {
@@ -165,7 +169,7 @@ impl CliError {
                 SocketError::Listen { .. } => Exit::Failure,
             },
             Self::Serve(ServeError::System(_)) => Exit::Failure,
-            Self::Failure(_) => Exit::Failure,
+            Self::Sandbox(_) | Self::Failure(_) => Exit::Failure,
             // Who closed the pipe has seen enough: `zonevault zones IMAGE | head`.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
             Self::Output(_) => Exit::Failure,

@@ -5,7 +5,6 @@ use std::io::{self, Write};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -16,18 +15,18 @@ use uuid::Uuid;
 
 use crate::arena;
 use crate::crypt::Cipher;
-use crate::device::{
-    AllowedUids, DeviceOptions, ServeError, Server, Stop, ThreadHook, WithoutInflight,
-};
+use crate::device::{AllowedUids, DeviceOptions, ServeError, Server, Stop, WithoutInflight};
 use crate::format::Unlocked;
 use crate::format::image::unlock;
 use crate::geometry::Model;
 use crate::keyslot::DEFAULT_SLOTS;
 use crate::queue::stats::QueueStats;
 use crate::request::{DeviceLimits, SERIAL_LEN};
+use crate::sandbox::{Sandbox, Thread};
 use crate::store::{Access, Cache, FileMedium};
 use crate::volume::{DEFAULT_TAG_CACHE, Options, Volume};
 
+use super::confine::{SandboxArgs, hook, start_thread};
 use super::cpu::CpuArgs;
 use super::create::describe;
 use super::credential::KeyArgs;
@@ -137,6 +136,8 @@ pub(super) struct ServeArgs {
     opening: OpeningArgs,
     #[command(flatten)]
     cpu: CpuArgs,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 /// Where front-ends connect, and which. Neither `--socket` nor `--fd` is needed if a service manager hands
@@ -155,8 +156,9 @@ struct ListenArgs {
 }
 
 impl ListenArgs {
-    fn server(&self) -> Result<Server, ServeError> {
-        let allowed = AllowedUids(self.allow_uid.clone());
+    /// `user`: who this process becomes.
+    fn server(&self, user: Option<u32>) -> Result<Server, ServeError> {
+        let allowed = AllowedUids(self.allow_uid.iter().copied().chain(user).collect());
         match (&self.socket, self.fd) {
             (Some(path), _) => Server::bind(path, allowed),
             (None, Some(fd)) => Server::inherit(fd, allowed),
@@ -267,6 +269,7 @@ fn parse_serial(text: &str) -> Result<String, String> {
 /// Runs the command: opens the disk, serves it until SIGTERM or SIGINT, closes it in order.
 pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     args.cpu.check()?;
+    args.sandbox.check()?;
     let access = if args.read_only {
         Access::Shared
     } else {
@@ -286,8 +289,8 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     let direct = medium.is_direct();
     // Before there is a socket: who waits for that may ask for the end at once.
     let stop = Arc::new(Stop::new()?);
-    stop_on_signals(&stop)?;
-    let mut server = args.listen.server()?;
+    let signals = Signals::new([SIGTERM, SIGINT])?;
+    let mut server = args.listen.server(args.sandbox.uid())?;
     let options = Options {
         queues: args.queues,
         keyslots: args.keyslots as usize,
@@ -299,23 +302,17 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     let volume = Volume::open(medium, unlocked, options).map_err(CliError::volume(&args.image))?;
     let volume = Arc::new(volume);
     announce(args, &volume, direct, server.path());
-    let (stats, printer) = start_stats(args)?;
-    let device = DeviceOptions {
-        poll: Duration::from_micros(args.poll_us.into()),
-        limits: DeviceLimits {
-            queues: args.queues,
-            queue_size: args.queue_size,
-        },
-        serial: serial(args, &volume),
-        without_inflight: args.opening.without_inflight.into(),
-        stats,
-        thread_started: ThreadHook::default(),
-    };
-    let served = server.run(&volume, &device, &stop);
+    let served = serve(args, &volume, &mut server, &stop, signals);
     let closed = volume.close();
-    if let Some(printer) = printer {
-        printer.finish();
-    }
+    let served = match served {
+        Ok(Served { printer, ended }) => {
+            if let Some(printer) = printer {
+                printer.finish();
+            }
+            ended.map_err(CliError::from)
+        }
+        Err(e) => Err(e),
+    };
     closed.map_err(CliError::volume(&args.image))?;
     let keys = volume.keyslot_stats();
     let blocks = volume.integrity_stats();
@@ -333,11 +330,46 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
         keys.programs,
         keys.evictions
     );
-    Ok(served?)
+    served
+}
+
+/// How serving ended.
+struct Served {
+    printer: Option<Printer>,
+    ended: Result<(), ServeError>,
+}
+
+/// Goes into the sandbox, thread by thread, and serves until `stop` is requested.
+fn serve(
+    args: &ServeArgs,
+    volume: &Arc<Volume<FileMedium>>,
+    server: &mut Server,
+    stop: &Arc<Stop>,
+    signals: Signals,
+) -> Result<Served, CliError> {
+    let sandbox = args.sandbox.confine(args.listen.socket.as_deref())?;
+    stop_on_signals(signals, stop, &sandbox)?;
+    let (stats, printer) = start_stats(args, &sandbox)?;
+    let device = DeviceOptions {
+        poll: Duration::from_micros(args.poll_us.into()),
+        limits: DeviceLimits {
+            queues: args.queues,
+            queue_size: args.queue_size,
+        },
+        serial: serial(args, volume),
+        without_inflight: args.opening.without_inflight.into(),
+        stats,
+        thread_started: hook(&sandbox, volume),
+    };
+    let ended = server.run(volume, &device, stop);
+    Ok(Served { printer, ended })
 }
 
 /// Where each queue counts, and who prints it; nowhere and nobody unless asked for.
-fn start_stats(args: &ServeArgs) -> io::Result<(Vec<Arc<QueueStats>>, Option<Printer>)> {
+fn start_stats(
+    args: &ServeArgs,
+    sandbox: &Arc<Sandbox>,
+) -> Result<(Vec<Arc<QueueStats>>, Option<Printer>), CliError> {
     let Some(seconds) = args.stats else {
         return Ok((Vec::new(), None));
     };
@@ -345,21 +377,21 @@ fn start_stats(args: &ServeArgs) -> io::Result<(Vec<Arc<QueueStats>>, Option<Pri
         .map(|_| QueueStats::new().map(Arc::new))
         .collect::<io::Result<Vec<_>>>()?;
     let every = Duration::from_secs(seconds.into());
-    let printer = Printer::start(stats.clone(), every, io::stdout())?;
+    let printer = Printer::start(stats.clone(), every, io::stdout(), sandbox)?;
     Ok((stats, Some(printer)))
 }
 
-fn stop_on_signals(stop: &Arc<Stop>) -> Result<(), CliError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+fn stop_on_signals(
+    mut signals: Signals,
+    stop: &Arc<Stop>,
+    sandbox: &Arc<Sandbox>,
+) -> Result<(), CliError> {
     let stop = Arc::clone(stop);
-    thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            for _ in &mut signals {
-                stop.request();
-            }
-        })?;
-    Ok(())
+    start_thread("signals", sandbox, Thread::Signals, move || {
+        for _ in &mut signals {
+            stop.request();
+        }
+    })
 }
 
 fn serial(args: &ServeArgs, volume: &Volume<FileMedium>) -> [u8; SERIAL_LEN] {

@@ -3,7 +3,6 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use hdrhistogram::Histogram;
@@ -11,6 +10,10 @@ use log::warn;
 use serde_json::{Value, json};
 
 use crate::queue::stats::{Batches, Interval, QueueStats};
+use crate::sandbox::{Sandbox, Thread};
+
+use super::confine::start_thread;
+use super::error::CliError;
 
 /// How long the end of the daemon waits for the last lines: whoever reads them may have stopped reading.
 const LAST_LINES_PATIENCE: Duration = Duration::from_secs(2);
@@ -31,11 +34,12 @@ impl Printer {
         queues: Vec<Arc<QueueStats>>,
         every: Duration,
         out: impl Write + Send + 'static,
-    ) -> io::Result<Self> {
+        sandbox: &Arc<Sandbox>,
+    ) -> Result<Self, CliError> {
         let mut report = Report::new(queues, out)?;
         let (end, asked_to_end) = channel();
         let (last_line, ended) = channel();
-        thread::Builder::new().name("stats".into()).spawn(move || {
+        start_thread("stats", sandbox, Thread::Stats, move || {
             if let Err(e) = report.run(every, &asked_to_end) {
                 warn!("no more statistics: {e}");
             }
@@ -210,8 +214,10 @@ fn as_f64(count: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::thread;
 
     use crate::queue::stats::Transfers;
+    use crate::sandbox::Mode;
 
     use super::*;
 
@@ -236,6 +242,10 @@ mod tests {
             let lines = text.lines();
             lines.map(|l| serde_json::from_str(l).unwrap()).collect()
         }
+    }
+
+    fn nothing() -> Arc<Sandbox> {
+        Arc::new(Sandbox::confine(Mode::Off, None, None).unwrap())
     }
 
     fn queues(count: usize) -> Vec<Arc<QueueStats>> {
@@ -308,7 +318,7 @@ mod tests {
     fn lines_come_in_time_and_the_total_last() {
         const EVERY: Duration = Duration::from_millis(20);
         let out = Shared::default();
-        let printer = Printer::start(queues(2), EVERY, out.clone()).unwrap();
+        let printer = Printer::start(queues(2), EVERY, out.clone(), &nothing()).unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
         while out.lines().len() < 3 {
             assert!(Instant::now() < deadline, "no lines");
@@ -338,7 +348,8 @@ mod tests {
                 Ok(())
             }
         }
-        let printer = Printer::start(queues(1), Duration::from_millis(1), Closed).unwrap();
+        let printer =
+            Printer::start(queues(1), Duration::from_millis(1), Closed, &nothing()).unwrap();
         let ended = printer.ended.recv_timeout(Duration::from_secs(20));
         assert_eq!(ended, Err(RecvTimeoutError::Disconnected));
         printer.finish();

@@ -123,10 +123,14 @@ impl QueueHandle {
         Ok(handle)
     }
 
-    /// Has the worker woken by a descriptor of this process.
+    /// Has the worker woken by a descriptor of this process, which may do so already: a store can come
+    /// with the event of the one before it.
     pub(super) fn listen(&self, fd: RawFd, wake: Wake) -> io::Result<()> {
         let event = EpollEvent::new(EventSet::IN, wake.token());
-        self.events.ctl(ControlOperation::Add, fd, event)
+        match self.events.ctl(ControlOperation::Add, fd, event) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
     }
 
     pub(super) fn index(&self) -> u16 {

@@ -110,10 +110,10 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    /// Listens at `path`, with mode 0600. A socket that a dead process of this user left there is
-    /// replaced; anything else is refused.
+    /// Listens at `path`, with mode 0600. A socket that a dead process of this user, or of an allowed
+    /// one, left there is replaced; anything else is refused.
     pub(super) fn bind(path: &Path, allowed: AllowedUids) -> Result<Self, SocketError> {
-        remove_stale(path)?;
+        remove_stale(path, &allowed)?;
         let failed = |source| SocketError::Listen {
             path: path.to_owned(),
             source,
@@ -192,7 +192,7 @@ impl AsRawFd for Socket {
     }
 }
 
-fn remove_stale(path: &Path) -> Result<(), SocketError> {
+fn remove_stale(path: &Path, allowed: &AllowedUids) -> Result<(), SocketError> {
     let Ok(metadata) = fs::symlink_metadata(path) else {
         return Ok(());
     };
@@ -200,7 +200,8 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
         return Err(SocketError::NotASocket(path.to_owned()));
     }
     let owner = metadata.uid();
-    if owner != sys::own_uid() {
+    // One who may connect may also have been whom the last server became.
+    if owner != sys::own_uid() && !allowed.0.contains(&owner) {
         return Err(SocketError::NotOurs {
             path: path.to_owned(),
             owner,

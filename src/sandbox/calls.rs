@@ -78,8 +78,8 @@ const NOT_EXECUTABLE: &[Argument] = &[Argument {
     value: 0,
 }];
 
-/// `IORING_UNREGISTER_FILES`, what the store leaves a ring that is enabled.
-const UNREGISTER_FILES: &[Argument] = &[Argument::is(1, 3)];
+/// `F_GETFD`.
+const GET_FLAGS: &[Argument] = &[Argument::is(1, 1)];
 
 /// An accepted connection waits or does not, and how much there is to read; no other control of any
 /// device. (`FIONBIO` and `FIONREAD`, the same on all of Linux' architectures that are built for.)
@@ -97,6 +97,20 @@ macro_rules! calls {
     (@) => { &[] };
     (@ $argument:ident) => { $argument };
 }
+
+/// Calls of the C library's own that fail with EACCES instead of ending the daemon: it does without what
+/// it wanted to know.
+pub(super) const DENIED: &[Call] = calls! {
+    getcwd: "a panic prints paths relative to it",
+    openat: "malloc reads the kernel's policy when a heap first shrinks; a panic reads symbols",
+};
+
+/// What a build with assertions has besides: the standard library asks whether what it closes is open.
+pub(super) const ASSERTIONS: &[Call] = if cfg!(debug_assertions) {
+    calls! { fcntl if GET_FLAGS: "a descriptor is closed", }
+} else {
+    &[]
+};
 
 /// Numbers by name; where architectures or C libraries differ, what the name stands for here.
 #[expect(
@@ -125,18 +139,20 @@ mod number {
         fcntl = SYS_fcntl;
         fdatasync = SYS_fdatasync;
         fstat = SYS_fstat;
+        getcwd = SYS_getcwd;
         ftruncate = SYS_ftruncate;
         futex = SYS_futex;
+        geteuid = SYS_geteuid;
         getpid = SYS_getpid;
         getrandom = SYS_getrandom;
         getsockopt = SYS_getsockopt;
         gettid = SYS_gettid;
         io_uring_enter = SYS_io_uring_enter;
-        io_uring_register = SYS_io_uring_register;
         ioctl = SYS_ioctl;
         lseek = SYS_lseek;
         madvise = SYS_madvise;
         memfd_create = SYS_memfd_create;
+        openat = SYS_openat;
         mmap = SYS_mmap;
         mprotect = SYS_mprotect;
         mremap = SYS_mremap;
@@ -154,8 +170,6 @@ mod number {
         sched_yield = SYS_sched_yield;
         sendmsg = SYS_sendmsg;
         sendto = SYS_sendto;
-        setsockopt = SYS_setsockopt;
-        shutdown = SYS_shutdown;
         sigaltstack = SYS_sigaltstack;
         statx = SYS_statx;
         tgkill = SYS_tgkill;
@@ -185,6 +199,7 @@ const EVERY: &[Call] = calls! {
     mprotect if NOT_EXECUTABLE: "the heap of a thread grows",
     mremap: "a large buffer grows",
     munmap: "what mmap gave goes back",
+    rt_sigprocmask: "the end of the thread",
     restart_syscall: "a pause or a lock goes on after the process was stopped",
     sched_yield: "a lock is about to come free",
     sigaltstack: "the end of the thread",
@@ -194,7 +209,6 @@ const EVERY: &[Call] = calls! {
 /// What it takes to serve a queue.
 const QUEUE: &[Call] = calls! {
     close: "the last reference to a front-end's memory goes",
-    epoll_ctl: "the store's event comes with a queue",
     epoll_wait: "sleep until there is something to do",
     getrandom: "the salt of a zone's next generation",
     pread64: "data and records by way of the page cache",
@@ -205,8 +219,8 @@ const QUEUE: &[Call] = calls! {
 };
 
 const RING: &[Call] = calls! {
+    epoll_ctl: "the ring's event comes with a queue",
     io_uring_enter: "operations go out and come back",
-    io_uring_register if UNREGISTER_FILES: "the ring lets the image go",
 };
 
 const NO_RING: &[Call] = calls! {
@@ -227,6 +241,7 @@ const MAIN: &[Call] = calls! {
     fdatasync: "the disk is closed",
     fstat: "what a front-end sent is looked at",
     ftruncate: "memory for the front-end to keep gets its size",
+    geteuid: "who we are",
     getpid: "a panic that cannot be survived",
     getrandom: "a new epoch",
     getsockopt: "who the front-end is",
@@ -236,28 +251,23 @@ const MAIN: &[Call] = calls! {
     memfd_create: "memory for the front-end to keep",
     poll: "wait for the front-end, or the end",
     pread64: "the disk is closed",
+    preadv2: "an event that keeps its writer waiting is emptied",
     pwrite64: "the disk is closed",
     read: "wake-ups",
     recvfrom: "messages",
     recvmsg: "messages with descriptors",
     rt_sigaction: "memory that went away ends the process as SIGBUS does",
-    rt_sigprocmask: "a panic that cannot be survived",
     rt_sigreturn: "return from a handler",
     sendmsg: "answers with descriptors",
-    sendto: "answers",
-    setsockopt: "how long a message may take",
-    shutdown: "a connection ends",
     statx: "what a front-end sent is looked at",
     tgkill: "a panic that cannot be survived",
     unlink: "the socket goes; Landlock keeps it to that directory",
 };
 
 const SIGNALS: &[Call] = calls! {
-    poll: "wait for a signal",
     recvfrom: "take it from the handler",
     rt_sigreturn: "return from the handler",
     sendto: "the handler says so",
-    shutdown: "the connection of the front-end ends",
 };
 
 const NONE: &[Call] = &[];

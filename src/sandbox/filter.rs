@@ -8,27 +8,54 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-use super::calls::{Argument, Call, Thread};
+use super::calls::{ASSERTIONS, Argument, Call, DENIED, Thread};
 use super::{Mode, SandboxError};
 
 /// Leaves the calling thread its list. The kernel looks a call that is let through whatever its
-/// arguments up in a table (Linux 5.11); only what depends on an argument runs the program.
+/// arguments up in a table (Linux 5.11); only what depends on an argument runs the programs.
 pub(super) fn install(thread: Thread, mode: Mode) -> Result<(), SandboxError> {
-    let program = program(thread, mode).map_err(|e| SandboxError::Seccomp(e.to_string()))?;
-    seccompiler::apply_filter(&program).map_err(|e| SandboxError::Seccomp(e.to_string()))
+    // What comes later in a list counts.
+    let calls = ASSERTIONS.iter().chain(thread.calls());
+    let programs = match mode {
+        Mode::Off => return Ok(()),
+        Mode::Log => vec![only(calls, SeccompAction::Log)],
+        // The strictest of all programs' answers counts, so the second one may let through what the
+        // first one denies. It comes second, for it does not let a program be installed.
+        Mode::On => vec![
+            denied(),
+            only(calls.chain(DENIED), SeccompAction::KillProcess),
+        ],
+    };
+    for program in programs {
+        let program = program.map_err(|e| SandboxError::Seccomp(e.to_string()))?;
+        seccompiler::apply_filter(&program).map_err(|e| SandboxError::Seccomp(e.to_string()))?;
+    }
+    Ok(())
 }
 
-fn program(thread: Thread, mode: Mode) -> Result<BpfProgram, seccompiler::BackendError> {
-    let otherwise = match mode {
-        Mode::On => SeccompAction::KillProcess,
-        Mode::Log | Mode::Off => SeccompAction::Log,
-    };
-    let list = thread
-        .calls()
+type Made = Result<BpfProgram, seccompiler::BackendError>;
+
+/// Lets through what is listed.
+fn only<'c>(calls: impl Iterator<Item = &'c Call>, otherwise: SeccompAction) -> Made {
+    program(calls, otherwise, SeccompAction::Allow)
+}
+
+/// Denies what a library can do without.
+fn denied() -> Made {
+    let errno = SeccompAction::Errno(libc::EACCES.cast_unsigned());
+    program(DENIED.iter(), SeccompAction::Allow, errno)
+}
+
+fn program<'c>(
+    calls: impl Iterator<Item = &'c Call>,
+    otherwise: SeccompAction,
+    listed: SeccompAction,
+) -> Made {
+    let list = calls
         .map(|call| Ok((call.number, rules(call)?)))
         .collect::<Result<BTreeMap<_, _>, seccompiler::BackendError>>()?;
     let target = TargetArch::try_from(ARCH)?;
-    SeccompFilter::new(list, otherwise, SeccompAction::Allow, target)?.try_into()
+    SeccompFilter::new(list, otherwise, listed, target)?.try_into()
 }
 
 /// No rule: any arguments.

@@ -113,7 +113,7 @@ pub(super) fn keep_ring(data: &Arc<Data>, depth: u32) -> io::Result<bool> {
         KEPT.set(Kept::Synchronous);
         return Ok(false);
     };
-    ring.enable()?;
+    ring.keep()?;
     KEPT.set(Kept::Ring(Some(Box::new(ring))));
     Ok(true)
 }

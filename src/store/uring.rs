@@ -66,9 +66,9 @@ const IDLE_REAPS_PER_CLEAR: u32 = 8;
 const DATA: Fixed = Fixed(0);
 const METADATA: Fixed = Fixed(1);
 
-/// `IORING_UNREGISTER_FILES` of the kernel's interface: what is left to be called once a ring is
-/// enabled, see [`Ring`]'s `drop`.
-pub(super) const UNREGISTER_FILES: u8 = 3;
+/// `IORING_UNREGISTER_FILES` of the kernel's interface: what may be called of a ring that is enabled, see
+/// [`Ring`]'s `drop`.
+const UNREGISTER_FILES: u8 = 3;
 
 /// An operation that the ring holds.
 #[derive(Debug)]
@@ -96,6 +96,8 @@ pub(super) struct Ring {
     failed: Vec<Completion>,
     /// The ring is made disabled and enabled by whoever uses it first: that thread is its issuer.
     enabled: bool,
+    /// Its thread may register nothing by the time it goes.
+    kept: bool,
     /// The errno after which the kernel takes nothing any more.
     broken: Option<i32>,
     idle_reaps: u32,
@@ -168,13 +170,19 @@ impl Ring {
             line: VecDeque::with_capacity(depth as usize),
             failed: Vec::with_capacity(depth as usize),
             enabled: false,
+            kept: false,
             broken: None,
             idle_reaps: 0,
         })
     }
 
-    /// Makes this thread the ring's issuer, now instead of at the first submission.
-    pub(super) fn enable(&mut self) -> io::Result<()> {
+    /// Makes this thread the ring's issuer now: later it may register nothing with the kernel.
+    pub(super) fn keep(&mut self) -> io::Result<()> {
+        self.kept = true;
+        self.enable()
+    }
+
+    fn enable(&mut self) -> io::Result<()> {
         if !self.enabled {
             self.ring.submitter().register_enable_rings()?;
             self.enabled = true;
@@ -519,8 +527,11 @@ impl Drop for Ring {
             std::mem::forget(std::mem::take(&mut self.slots));
             return;
         }
-        // The ring itself goes in the background: the file, and its lock, go now.
-        if let Err(e) = self.ring.submitter().unregister_files() {
+        // The ring itself goes in the background: the file, and its lock, go now. (One that a thread has
+        // kept goes with the process, and who opens the image next waits for that lock.)
+        if !self.kept
+            && let Err(e) = self.ring.submitter().unregister_files()
+        {
             debug!("io_uring: file not unregistered: {e}");
         }
     }

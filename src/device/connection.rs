@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 use thiserror::Error;
+use vhost::vhost_user::message::MAX_ATTACHED_FD_ENTRIES;
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
 
 use super::handler::Handler;
@@ -36,6 +37,9 @@ const NEED_REPLY: u32 = 1 << 3;
 /// Largest body. A larger one is refused by its header, without waiting for it.
 const MAX_BODY: usize = 4096;
 
+/// Most descriptors of a message.
+const MAX_DESCRIPTORS: usize = MAX_ATTACHED_FD_ENTRIES;
+
 static REFUSED: LogLimit = LogLimit::new();
 
 /// How a connection came to its end.
@@ -53,6 +57,8 @@ pub(super) enum Ended {
     Deaf,
     #[error("the connection ended: a message came in pieces with descriptors in between")]
     Pieces,
+    #[error("the connection ended: a message came with more than {MAX_DESCRIPTORS} descriptors")]
+    Descriptors,
     #[error("the connection ended: {0}")]
     Protocol(ProtocolError),
     #[error("the connection ended: {0}")]
@@ -163,13 +169,20 @@ impl<M: Medium> Connection<M> {
             };
         }
         let mut header = [0; HEADER];
-        if sys::peek(&self.socket, &mut header)? < HEADER {
+        let ahead = sys::peek(&self.socket, &mut header, 0)?;
+        if ahead.len < HEADER {
             // More is there than can be seen: descriptors came within a header.
             return if state.unread < HEADER {
                 part()
             } else {
                 Err(Ended::Pieces)
             };
+        }
+        // The crate takes what it finds no room for as a reason to read on, and waits for what never comes.
+        if ahead.more_descriptors
+            && sys::peek(&self.socket, &mut header, MAX_DESCRIPTORS)?.more_descriptors
+        {
+            return Err(Ended::Descriptors);
         }
         let body = usize::try_from(word(&header, SIZE)).unwrap_or(usize::MAX);
         if body <= MAX_BODY && state.unread < HEADER + body {

@@ -59,24 +59,39 @@ impl Wake {
 }
 
 /// An eventfd of the front-end's, or none. Apart from the ring: telling the guest takes no lock that
-/// anybody could want for long, and what the guest does with it keeps nobody from the ring.
+/// anybody could want for long, and what the guest does with it keeps nobody from the ring. Only the
+/// worker raises it: a front-end that fills its counter keeps the writer waiting, and the thread that
+/// talks with the front-end is the one that ends that.
 #[derive(Debug, Default)]
-struct Told(Mutex<Option<Arc<File>>>);
+struct Told {
+    event: Mutex<Option<Arc<File>>>,
+    /// What the worker is raising, which another may have replaced meanwhile.
+    raising: Mutex<Option<Arc<File>>>,
+    /// It is to be raised whatever the ring says.
+    due: AtomicBool,
+}
 
 impl Told {
     fn set(&self, event: Option<File>) {
-        *self.0.lock() = event.map(Arc::new);
+        *self.event.lock() = event.map(Arc::new);
     }
 
-    fn get(&self) -> Option<Arc<File>> {
-        self.0.lock().clone()
+    /// Lets a worker go on that waits for the front-end to read what it was told.
+    fn relieve(&self) {
+        if let Some(event) = &*self.raising.lock() {
+            sys::empty_event(event);
+        }
     }
 
     fn raise(&self, index: u16, whom: &str) {
-        let Some(event) = self.get() else {
+        self.due.store(false, Ordering::Release);
+        let Some(event) = self.event.lock().clone() else {
             return;
         };
-        if let Err(e) = sys::raise_event(&event)
+        *self.raising.lock() = Some(Arc::clone(&event));
+        let raised = sys::raise_event(&event);
+        *self.raising.lock() = None;
+        if let Err(e) = raised
             && let Some(more) = TROUBLE.allow()
         {
             error!("queue {index}: cannot notify the {whom}: {e} ({more} more like it)");
@@ -150,19 +165,36 @@ impl QueueHandle {
     /// between an answer and telling of it.
     pub(super) fn set_call(&self, event: Option<File>) {
         self.call.set(event);
-        self.notify();
+        self.call.due.store(true, Ordering::Release);
+        self.knock();
     }
 
     pub(super) fn set_error(&self, event: Option<File>) {
         self.error.set(event);
     }
 
-    /// Tells the guest that there are answers.
+    /// For the worker: tells what others want told.
+    pub(super) fn notify_due(&self) {
+        if self.call.due.load(Ordering::Acquire) {
+            self.notify();
+        }
+        if self.error.due.load(Ordering::Acquire) {
+            self.notify_error();
+        }
+    }
+
+    /// Has the worker tell the front-end that the queue was stopped.
+    pub(super) fn have_error_notified(&self) {
+        self.error.due.store(true, Ordering::Release);
+        self.knock();
+    }
+
+    /// For the worker: tells the guest that there are answers.
     pub(super) fn notify(&self) {
         self.call.raise(self.index, "guest");
     }
 
-    /// Tells the front-end that the queue was stopped for what its guest did.
+    /// For the worker: tells the front-end that the queue was stopped for what its guest did.
     pub(super) fn notify_error(&self) {
         self.error.raise(self.index, "front-end");
     }
@@ -196,10 +228,8 @@ impl QueueHandle {
         while !*resting {
             let late = self.changed.wait_for(&mut resting, RELIEF).timed_out();
             if late && !*resting {
-                // A front-end that fills the counter of an event keeps its writer waiting.
-                for event in [&self.call, &self.error].into_iter().filter_map(Told::get) {
-                    sys::empty_event(&event);
-                }
+                self.call.relieve();
+                self.error.relieve();
                 if Instant::now() >= deadline {
                     error!("queue {}: its worker did not come to rest", self.index);
                     return false;

@@ -167,7 +167,7 @@ impl<M: Medium> Handler<M> {
             };
             ring.broken = true;
             drop(ring);
-            queue.notify_error();
+            queue.have_error_notified();
             if let Some(more) = LOST_RINGS.allow() {
                 warn!("{refusal}; the queue is stopped ({more} more like it)");
             }

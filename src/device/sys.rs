@@ -93,19 +93,63 @@ pub(super) fn socket_state(socket: &UnixStream) -> io::Result<SocketState> {
     })
 }
 
-/// Reads ahead without taking anything and without waiting: how many bytes there are, up to the length
-/// of `buf`. Bytes behind a place where descriptors were attached are not seen.
-pub(super) fn peek(socket: &UnixStream, buf: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: the buffer has the length that is given and outlives the call.
-    let got = unsafe {
-        libc::recv(
-            socket.as_raw_fd(),
-            buf.as_mut_ptr().cast(),
-            buf.len(),
-            libc::MSG_PEEK | libc::MSG_DONTWAIT,
-        )
+/// What lies ahead on a socket.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ahead {
+    /// Bytes, up to the length of the buffer.
+    pub(super) len: usize,
+    /// More descriptors came with them than there was room for.
+    pub(super) more_descriptors: bool,
+}
+
+/// Reads ahead without taking anything and without waiting. Bytes behind a place where descriptors were
+/// attached are not seen. There is room for `descriptors` of these, which are let go at once.
+pub(super) fn peek(socket: &UnixStream, buf: &mut [u8], descriptors: usize) -> io::Result<Ahead> {
+    let mut part = libc::iovec {
+        iov_base: buf.as_mut_ptr().cast(),
+        iov_len: buf.len(),
     };
-    usize::try_from(got).map_err(|_| io::Error::last_os_error())
+    let room = match libc::c_uint::try_from(descriptors * size_of::<RawFd>()) {
+        Ok(0) | Err(_) => 0,
+        // SAFETY: it only computes.
+        Ok(len) => unsafe { libc::CMSG_SPACE(len) as usize },
+    };
+    // Of longs, for the alignment of the headers in it.
+    let mut control = vec![0_usize; room.div_ceil(size_of::<usize>())];
+    // SAFETY: a C structure of integers and pointers, all of which may be zero.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = room as _;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: the buffers have the lengths that are given and outlive the call.
+    let got = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) };
+    let len = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    drop_descriptors(&message);
+    Ok(Ahead {
+        len,
+        more_descriptors: message.msg_flags & libc::MSG_CTRUNC != 0,
+    })
+}
+
+/// Closes the descriptors that a peek made.
+fn drop_descriptors(message: &libc::msghdr) {
+    // SAFETY: the kernel filled the control part in; the macros keep to its length, and each descriptor in
+    // it is new and has no other owner.
+    unsafe {
+        let mut at = libc::CMSG_FIRSTHDR(message);
+        while !at.is_null() {
+            if (*at).cmsg_level == libc::SOL_SOCKET && (*at).cmsg_type == libc::SCM_RIGHTS {
+                let bytes = (*at).cmsg_len - libc::CMSG_LEN(0) as usize;
+                let first = libc::CMSG_DATA(at).cast::<RawFd>();
+                for n in 0..bytes / size_of::<RawFd>() {
+                    drop(OwnedFd::from_raw_fd(first.add(n).read_unaligned()));
+                }
+            }
+            at = libc::CMSG_NXTHDR(message, at);
+        }
+    }
 }
 
 fn socket_option<T>(socket: RawFd, option: libc::c_int) -> io::Result<T> {

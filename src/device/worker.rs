@@ -79,6 +79,7 @@ impl<M: Medium> QueueThread<M> {
                     Some(Wake::Kick | Wake::Store) | None => {}
                 }
             }
+            self.queue.notify_due();
             self.serve();
             if self.queue.is_ending() && !self.worker.is_started() {
                 return;

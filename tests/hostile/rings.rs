@@ -586,22 +586,39 @@ fn a_kick_whose_other_end_is_closed_does_not_keep_the_worker_busy() {
     stage.fresh().queue().assert_alive();
 }
 
-#[test]
-fn a_call_that_blocks_its_writer_does_not_hold_the_daemon() {
-    let mut stage = Stage::plain();
-    let f = stage.fresh();
+/// Gives queue 0 a call event that is full and whose writer waits, and has the device call.
+fn call_in_vain(f: &mut Frontend) -> EventFd {
     let full = EventFd::new(0).expect("eventfd");
     full.write(u64::MAX - 1).expect("room in the counter");
     let code = FrontendReq::SET_VRING_CALL as u32;
-    assert_eq!(
-        tell(f, code, &longs(&[0]), &[full.as_raw_fd()]),
-        Seen::Taken
-    );
+    let told = tell(f, code, &longs(&[0]), &[full.as_raw_fd()]);
+    assert_eq!(told, Seen::Taken);
     prepare(f.queue());
     f.queue().ring.offer(0);
     f.queue().force_kick();
     std::thread::sleep(Duration::from_millis(200));
-    drop(full);
+    full
+}
+
+#[test]
+fn a_call_that_blocks_its_writer_does_not_hold_the_daemon() {
+    let mut stage = Stage::plain();
+    let full = call_in_vain(stage.fresh());
     // A front-end that hurts itself; the next one must be served.
     stage.fresh().queue().assert_alive();
+    drop(full);
+}
+
+#[test]
+fn a_call_that_blocks_and_is_replaced_does_not_hold_the_daemon() {
+    let mut stage = Stage::plain();
+    let f = stage.fresh();
+    let full = call_in_vain(f);
+    let good = EventFd::new(EFD_NONBLOCK).expect("eventfd");
+    let code = FrontendReq::SET_VRING_CALL as u32;
+    let told = tell(f, code, &longs(&[0]), &[good.as_raw_fd()]);
+    assert_eq!(told, Seen::Taken);
+    f.stop_queue(0).expect("it can be stopped");
+    stage.fresh().queue().assert_alive();
+    drop(full);
 }

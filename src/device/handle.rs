@@ -85,10 +85,15 @@ impl Told {
 
     fn raise(&self, index: u16, whom: &str) {
         self.due.store(false, Ordering::Release);
-        let Some(event) = self.event.lock().clone() else {
-            return;
+        let event = {
+            // Whoever replaces it afterwards sees what is raised.
+            let event = self.event.lock();
+            self.raising.lock().clone_from(&event);
+            match &*event {
+                Some(event) => Arc::clone(event),
+                None => return,
+            }
         };
-        *self.raising.lock() = Some(Arc::clone(&event));
         let raised = sys::raise_event(&event);
         *self.raising.lock() = None;
         if let Err(e) = raised
@@ -165,6 +170,7 @@ impl QueueHandle {
     /// between an answer and telling of it.
     pub(super) fn set_call(&self, event: Option<File>) {
         self.call.set(event);
+        self.call.relieve();
         self.call.due.store(true, Ordering::Release);
         self.knock();
     }
@@ -285,7 +291,10 @@ impl QueueHandle {
     /// As if no front-end had ever set it up. It must be at rest, or never come there.
     pub(super) fn reset(&self) {
         self.ring.lock().reset();
-        self.call.set(None);
-        self.error.set(None);
+        for told in [&self.call, &self.error] {
+            told.set(None);
+            // The worker may be held by what it told before the ring ever ran.
+            told.relieve();
+        }
     }
 }

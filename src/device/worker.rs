@@ -20,6 +20,8 @@ use crate::queue::{PollWindow, Worker};
 use crate::store::Medium;
 
 static TROUBLE: LogLimit = LogLimit::new();
+/// Guests start their queues as often as they like.
+static UNTRACKED: LogLimit = LogLimit::new();
 
 /// Everything that belongs to the thread alone.
 pub(super) struct QueueThread<M: Medium> {
@@ -226,7 +228,7 @@ impl<M: Medium> QueueThread<M> {
     fn begin_untracked(&self, ring: &mut Ring) -> bool {
         let past = self.device.past();
         let index = self.queue.index();
-        if index == 0 {
+        if index == 0 && UNTRACKED.allow().is_some() {
             info!(
                 "the front-end does not keep what is in flight: if this daemon is killed, its guest must be \
                  restarted"

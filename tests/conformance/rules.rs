@@ -331,6 +331,13 @@ fn wait_ready(q: &Queue, count: u16) {
     }
 }
 
+/// Lets the notices pass that come with the start of a queue.
+fn settle(q: &mut Queue) {
+    q.assert_alive();
+    std::thread::sleep(Duration::from_millis(100));
+    let _count = q.events()[1].read();
+}
+
 /// Waits for the next notices and counts them.
 fn notices(q: &Queue) -> u64 {
     let deadline = Instant::now() + SOON;
@@ -355,6 +362,7 @@ fn with_event_indices_the_driver_hears_when_it_asked_to() {
     let rig = Rig::new(&PLAIN, &[]);
     let mut f = Frontend::open(&rig.socket());
     let q = f.queue();
+    settle(q);
     for flags in [0, 1] {
         // The event index lies behind: no notice, however many come.
         for _ in 0..5 {
@@ -396,6 +404,7 @@ fn without_event_indices_the_flags_decide() {
     let rig = Rig::new(&PLAIN, &[]);
     let mut f = Frontend::open_with(&rig.socket(), Options::without(feature::EVENT_IDX));
     let q = f.queue();
+    settle(q);
     // Where an event index would be stands one that asks for every element: it means nothing.
     for round in 0..5_u16 {
         q.ring.set_avail_flags(1);

@@ -63,18 +63,12 @@ struct Flight {
 
 impl Payload for Flight {
     fn gather(&self, offset: u64, buf: &mut [u8]) -> Result<(), MemoryFault> {
-        let faults = guard::faults();
-        self.chain.read_data(offset, buf)?;
         // Zeroes in place of what the guest had there must not become what it has on the disk.
-        if guard::faults() == faults {
-            Ok(())
-        } else {
-            Err(MemoryFault)
-        }
+        whole(|| self.chain.read_data(offset, buf))
     }
 
     fn scatter(&self, offset: u64, data: &[u8]) -> Result<(), MemoryFault> {
-        self.chain.write(offset, data)
+        whole(|| self.chain.write(offset, data))
     }
 
     fn intend(&self, intent: Intent) {
@@ -98,6 +92,18 @@ pub enum TrackError {
 impl From<RingError> for TrackError {
     fn from(error: RingError) -> Self {
         Self::Ring(error.to_string())
+    }
+}
+
+/// Copies from or to guest memory. Fails if some of that went away meanwhile with its file, anywhere: it
+/// is the same front-end's.
+fn whole(copy: impl FnOnce() -> Result<(), MemoryFault>) -> Result<(), MemoryFault> {
+    let faults = guard::faults();
+    copy()?;
+    if guard::faults() == faults {
+        Ok(())
+    } else {
+        Err(MemoryFault)
     }
 }
 

@@ -53,6 +53,8 @@ pub(super) struct Handler<M: Medium> {
     owned: bool,
     protocol: VhostUserProtocolFeatures,
     memory: Table,
+    /// What the front-end keeps of requests in flight, and of the write cache.
+    tracked: Option<Arc<Tracked>>,
     /// When zones are no longer kept for requests that were in flight.
     give_up: Option<Instant>,
 }
@@ -66,6 +68,7 @@ impl<M: Medium> Handler<M> {
             owned: false,
             protocol: VhostUserProtocolFeatures::empty(),
             memory: Table::empty(),
+            tracked: None,
             give_up: None,
         }
     }
@@ -100,6 +103,7 @@ impl<M: Medium> Handler<M> {
         let memory = std::mem::replace(&mut self.memory, Table::empty());
         self.use_memory();
         self.device.retire(memory.without_those_of(&self.memory));
+        self.tracked = None;
         // What it did not bring back by now it brings to the next connection, and says so anew.
         self.device.volume().expect_no_more();
     }
@@ -258,6 +262,10 @@ impl<M: Medium> Handler<M> {
         for queue in queues {
             queue.ring().tracked = Some(Arc::clone(&tracked));
         }
+        if !tracked.region().write_cache() {
+            self.device.keep_write_cache_off();
+        }
+        self.tracked = Some(tracked);
         Ok(())
     }
 
@@ -298,6 +306,7 @@ impl<M: Medium> VhostUserBackendReqHandlerMut for Handler<M> {
     }
 
     fn reset_device(&mut self) -> ProtocolResult<()> {
+        self.tracked = None;
         Ok(self.device.reset().map_err(Refusal::Busy)?)
     }
 
@@ -417,6 +426,9 @@ impl<M: Medium> VhostUserBackendReqHandlerMut for Handler<M> {
         _flags: VhostUserConfigFlags,
     ) -> ProtocolResult<()> {
         self.device.write_config(offset, bytes);
+        if let Some(tracked) = &self.tracked {
+            tracked.region().set_write_cache(self.device.write_cache());
+        }
         Ok(())
     }
 

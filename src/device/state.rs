@@ -250,6 +250,17 @@ impl<M: Medium> Device<M> {
         self.apply_write_cache();
     }
 
+    /// Whether the guest has the write cache on.
+    pub(super) fn write_cache(&self) -> bool {
+        self.config.lock().writeback()
+    }
+
+    /// The guest switched the write cache off for a daemon before this one, and does not know of that.
+    pub(super) fn keep_write_cache_off(&self) {
+        self.config.lock().set_writeback(false);
+        self.apply_write_cache();
+    }
+
     /// D16 of virtio-blk: without FLUSH a driver cannot ask for durability, so every write has it.
     fn apply_write_cache(&self) {
         let on = self.acked(blk::VIRTIO_BLK_F_FLUSH) && self.config.lock().writeback();

@@ -180,16 +180,19 @@ impl<M: Medium> QueueThread<M> {
         let options = self.device.options();
         self.queue.set_resting(false);
         self.window = PollWindow::new(options.poll);
-        let started = self
-            .worker
-            .start(options.limits.queue_size)
-            .and_then(|event| event.map_or(Ok(()), |fd| self.queue.listen(fd, Wake::Store)));
-        if let Err(e) = &started {
-            self.queue.set_resting(true);
+        let opened = self.worker.start(options.limits.queue_size);
+        let listened = opened.and_then(|event| match event {
+            Some(fd) => self.queue.listen(fd, Wake::Store),
+            None => Ok(()),
+        });
+        if let Err(e) = listened {
             if let Some(more) = TROUBLE.allow() {
                 let index = self.queue.index();
                 error!("queue {index}: cannot start: {e} ({more} more like it)");
             }
+            // It may have got half of the way.
+            self.drain(ring);
+            self.queue.set_resting(true);
             return false;
         }
         self.track(ring)

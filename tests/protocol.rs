@@ -19,6 +19,7 @@ mod tests {
 
     use crate::common::daemon::{Daemon, Image, Rig};
     use crate::common::frontend::{Frontend, Options, feature};
+    use crate::common::inflight::Inflight;
     use crate::common::queue::QueueError;
     use crate::common::request::{CONFIG_SIZE, Cut, Layout, Request, kind, status};
     use crate::common::wire::{Wire, WireError, longs};
@@ -153,6 +154,70 @@ mod tests {
     }
 
     #[test]
+    fn the_write_cache_stays_off_when_the_daemon_dies() {
+        let mut rig = Rig::new(&ZONED, &[]);
+        let mut f = Frontend::open_with(&rig.socket(), tracking());
+        assert_eq!(f.config().writeback(), 1);
+        for off in [true, false] {
+            f.set_config(32, &[u8::from(!off)]).unwrap();
+            rig.crash();
+            f.reconnect().unwrap();
+            assert_eq!(f.config().writeback(), u8::from(!off));
+            f.queue().assert_alive();
+        }
+    }
+
+    fn tracking() -> Options {
+        let mut options = Options::default();
+        options.protocol |= VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+        options
+    }
+
+    #[test]
+    fn requests_in_flight_are_kept_for_no_more_than_the_device_has() {
+        let rig = Rig::new(&ZONED, &["--queues", "2", "--queue-size", "64"]);
+        let options = Options {
+            queue_size: 64,
+            ..tracking()
+        };
+        for [queues, size] in [[3, 64], [2, 65], [0, 64], [2, 0], [u16::MAX; 2]] {
+            let mut f = Frontend::negotiate(&rig.socket(), options.clone()).unwrap();
+            assert!(
+                f.protocol
+                    .contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
+            );
+            let none = Inflight::get(&mut f.wire, queues, size);
+            assert!(
+                matches!(none, Err(WireError::Closed)),
+                "{queues} of {size}: {none:?}"
+            );
+        }
+        // The ring must fit into what is kept of it.
+        let mut f = Frontend::open_with(&rig.socket(), options);
+        f.queue().assert_alive();
+        let small = Inflight::get(&mut f.wire, 1, 16).unwrap();
+        let busy = small.set(&mut f.wire);
+        assert!(
+            matches!(busy, Err(WireError::Refused(_))),
+            "while a queue runs: {busy:?}"
+        );
+        f.stop_queue(0).unwrap();
+        small.set(&mut f.wire).unwrap();
+        f.start_queue(0).unwrap();
+        let read = Request::read(0, 4096);
+        let stopped = f.queue().try_call(&read, &Layout::default());
+        assert_eq!(stopped.unwrap_err(), QueueError::Stopped);
+        // Another one, and the queue goes on.
+        f.stop_queue(0).unwrap();
+        let whole = Inflight::get(&mut f.wire, 2, 64).unwrap();
+        whole.set(&mut f.wire).unwrap();
+        f.queue().events()[2].read().unwrap();
+        f.start_queue(0).unwrap();
+        let done = f.queue().reap(Duration::from_secs(10)).unwrap();
+        assert_eq!(done.status(), status::OK);
+    }
+
+    #[test]
     fn without_flush_the_cache_starts_as_writethrough() {
         let rig = Rig::new(&ZONED, &[]);
         let mut f = Frontend::open_with(&rig.socket(), Options::without(feature::FLUSH));
@@ -166,8 +231,7 @@ mod tests {
         let before = f.config();
         for offset in (0..CONFIG_SIZE as u32).filter(|at| *at != 32) {
             match f.set_config(offset, &[0xff]) {
-                // Refusing aloud or in silence is both within the protocol; crate vhost-user-backend ends the session
-                // of a message that it refused.
+                // Refusing aloud or in silence is both within the protocol.
                 Ok(()) => {}
                 Err(WireError::Refused(_) | WireError::Closed) => {
                     f = Frontend::open(&rig.socket());

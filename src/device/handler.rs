@@ -76,17 +76,27 @@ impl<M: Medium> Handler<M> {
     /// What is to be done without a message, and how long until the next such thing.
     pub(super) fn tick(&mut self) -> Option<Duration> {
         let at = self.give_up?;
-        let volume = self.device.volume();
         let left = at.saturating_duration_since(Instant::now());
-        if volume.expects() && !left.is_zero() {
-            return Some(left);
-        }
-        if volume.expects() {
+        if !self.device.volume().expects() {
+            self.device.take_left();
+            self.give_up = None;
+        } else if left.is_zero() {
             warn!("requests that were in flight did not come back in {RETURN_PATIENCE:?}");
+            self.give_up();
         }
-        volume.expect_no_more();
+        self.give_up.map(|_| left)
+    }
+
+    /// Zones take whatever comes, and requests that were in flight and did not come back are not done.
+    fn give_up(&mut self) {
+        let left = self.device.take_left();
+        let keepers = self.tracked.iter().chain(&left);
+        self.device.volume().give_up(|places| {
+            for keeper in keepers {
+                keeper.region().give_up(places);
+            }
+        });
         self.give_up = None;
-        None
     }
 
     /// Whether the front-end may ask for acknowledgements.
@@ -103,9 +113,14 @@ impl<M: Medium> Handler<M> {
         let memory = std::mem::replace(&mut self.memory, Table::empty());
         self.use_memory();
         self.device.retire(memory.without_those_of(&self.memory));
+        // What it did not bring back by now it brings with its next connection. If another front-end comes
+        // first, it is noted where this one will look.
+        if self.device.volume().expects() {
+            self.device.leave(self.tracked.take());
+        } else {
+            self.device.take_left();
+        }
         self.tracked = None;
-        // What it did not bring back by now it brings to the next connection, and says so anew.
-        self.device.volume().expect_no_more();
     }
 
     fn queue(&self, index: u32) -> Result<&Arc<QueueHandle>, Refusal> {
@@ -119,7 +134,13 @@ impl<M: Medium> Handler<M> {
     }
 
     /// Starts a queue if everything that it needs is there, and has its worker look at it.
-    fn try_start(&self, queue: &QueueHandle) -> Result<(), Refusal> {
+    fn try_start(&mut self, queue: &QueueHandle) -> Result<(), Refusal> {
+        if self.tracked.is_none() && self.device.volume().expects() {
+            warn!(
+                "this front-end does not bring back what another had in flight: that is given up"
+            );
+            self.give_up();
+        }
         {
             let mut ring = queue.ring();
             // One that went on working for a front-end that left.
@@ -239,12 +260,12 @@ impl<M: Medium> Handler<M> {
     }
 
     fn set_kick(&mut self, index: u8, event: Option<File>) -> Result<(), Refusal> {
-        let queue = self.queue(index.into())?;
+        let queue = Arc::clone(self.queue(index.into())?);
         Self::refuse_foreign(event.as_ref())?;
         let event = event.ok_or(Refusal::NoKick(index))?;
         let kick = Kick::listen(event, queue.events(), Wake::Kick.token())?;
         queue.ring().set_kick(kick);
-        self.try_start(queue)
+        self.try_start(&queue)
     }
 
     fn set_tracked(&mut self, handed: &VhostUserInflight, file: File) -> Result<(), Refusal> {

@@ -18,6 +18,7 @@ use super::memory::Region;
 use super::options::{DeviceOptions, ThreadKind};
 use super::past::Past;
 use super::ring::Ring;
+use super::tracked::Tracked;
 use super::worker::QueueThread;
 use crate::geometry::Model;
 use crate::limit::LogLimit;
@@ -39,6 +40,8 @@ pub(super) struct Device<M: Medium> {
     /// until the last of these has let go.
     retired: Mutex<Vec<Arc<Region>>>,
     past: Past,
+    /// What a front-end kept that left while zones were kept for its requests.
+    left: Mutex<Option<Arc<Tracked>>>,
 }
 
 /// The threads of a device's queues.
@@ -63,6 +66,7 @@ impl<M: Medium> Device<M> {
             acked: AtomicU64::new(0),
             queues,
             retired: Mutex::new(Vec::new()),
+            left: Mutex::new(None),
         })
     }
 
@@ -163,6 +167,19 @@ impl<M: Medium> Device<M> {
         let mut retired = self.retired.lock();
         retired.extend(regions);
         retired.retain(|region| region.is_in_use());
+    }
+
+    /// A front-end leaves whose requests are still waited for. `kept`: where it will look what became of
+    /// them.
+    pub(super) fn leave(&self, kept: Option<Arc<Tracked>>) {
+        if let Some(kept) = kept {
+            *self.left.lock() = Some(kept);
+        }
+    }
+
+    /// What such a front-end kept.
+    pub(super) fn take_left(&self) -> Option<Arc<Tracked>> {
+        self.left.lock().take()
     }
 
     pub(super) fn is_plain(&self) -> bool {

@@ -283,7 +283,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         match geometry.zone_of(span.sector) {
             Some(zone) if geometry.zone_type(zone) == ZoneType::Sequential => {
                 let (at, count) = blocks_of(&geometry, zone, span);
-                let admission = self.volume.table.admit_write(zone, Some(at), count, ticket);
+                let admission = self.admit(id, (zone, Some(at), count), ticket);
                 self.begin_granted(id, admission, span.len);
             }
             _ => self.begin_in_place(id, Direction::Write, span),
@@ -292,10 +292,37 @@ impl<M: Medium, P: Payload> Channel<M, P> {
 
     fn begin_append(&mut self, id: u32, zone: ZoneIndex, len: u64, ticket: Ticket) {
         let count = self.volume.geometry().blocks_in(len);
-        let admission = self.volume.table.admit_write(zone, None, count, ticket);
+        let admission = self.admit(id, (zone, None, count), ticket);
         self.begin_granted(id, admission, len);
     }
 
+    /// Admits a write and notes its place.
+    fn admit(
+        &self,
+        id: u32,
+        (zone, at, count): (ZoneIndex, Option<Blocks>, Blocks),
+        ticket: Ticket,
+    ) -> Result<Admission<Grant>, ZoneError> {
+        let op = self.ops.get(id as usize).and_then(Option::as_ref);
+        let note = |grant: &Grant| {
+            mutant::pass(Point::Granted);
+            if let Some(op) = op {
+                op.payload.intend(Intent {
+                    zone: grant.zone,
+                    generation: grant.generation,
+                    change: Change::Write {
+                        start: grant.start,
+                        count,
+                    },
+                });
+                mutant::pass(Point::IntentWritten);
+            }
+        };
+        let table = &self.volume.table;
+        table.admit_noted_write(zone, at, count, ticket, note)
+    }
+
+    /// Goes on with a write whose place is noted, if it has one.
     pub(super) fn begin_granted(
         &mut self,
         id: u32,
@@ -304,18 +331,9 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     ) {
         match admission {
             Ok(Admission::Granted(grant)) => {
-                mutant::pass(Point::Granted);
                 if let Some(closed) = grant.closed {
                     self.touch(closed);
                 }
-                let count = self.volume.geometry().blocks_in(len);
-                let start = grant.start;
-                self.intend(
-                    id,
-                    grant.zone,
-                    grant.generation,
-                    Change::Write { start, count },
-                );
                 if grant.start == Blocks(0) || Mutant::RecordBeforeData.is_on() {
                     // If the daemon is killed meanwhile, the zone is not empty, and a reset of it has
                     // something to erase.

@@ -254,6 +254,19 @@ impl Table {
         count: Blocks,
         ticket: Ticket,
     ) -> Result<Admission<Grant>, ZoneError> {
+        self.admit_noted_write(index, at, count, ticket, |_| ())
+    }
+
+    /// [`Table::admit_write`]; `note` learns of the grant before anybody is granted what follows it, so that of
+    /// the grants that are noted none lies behind one that is not.
+    pub fn admit_noted_write(
+        &self,
+        index: ZoneIndex,
+        at: Option<Blocks>,
+        count: Blocks,
+        ticket: Ticket,
+        note: impl FnOnce(&Grant),
+    ) -> Result<Admission<Grant>, ZoneError> {
         if self.geometry.zone_type(index) != ZoneType::Sequential {
             return Err(ZoneError::InvalidCommand);
         }
@@ -263,8 +276,9 @@ impl Table {
             zone.line().park(ticket);
             return Ok(Admission::Parked);
         }
-        self.grant(&mut inner, index, at, count, ticket)
-            .map(Admission::Granted)
+        let grant = self.grant(&mut inner, index, at, count, ticket)?;
+        note(&grant);
+        Ok(Admission::Granted(grant))
     }
 
     /// Grants a write that need not wait.

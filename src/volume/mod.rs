@@ -24,6 +24,7 @@
 
 mod channel;
 mod fence;
+mod mailbox;
 mod manage;
 mod now;
 mod op;
@@ -44,15 +45,15 @@ pub use channel::Channel;
 pub use op::{Finished, Payload};
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use log::error;
 use parking_lot::Mutex;
 use thiserror::Error;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use self::mailbox::Mailbox;
 use self::scan::Scanner;
 use self::session::Left;
 use self::tag_cache::TagCache;
@@ -187,16 +188,6 @@ struct IntegrityCounters {
     slot_reads: AtomicU64,
 }
 
-/// Where other queues leave what they released for a queue.
-#[derive(Debug)]
-struct Mailbox {
-    released: Mutex<Vec<Released>>,
-    /// There is something for the queue: mail, or its turn to sync. Set after the mail is there, so
-    /// that a queue which finds it unset has missed nothing and leaves the lock alone.
-    waiting: AtomicBool,
-    event: EventFd,
-}
-
 /// Lets one queue sync at a time, for all who wait.
 #[derive(Debug, Default)]
 struct SyncGate {
@@ -238,7 +229,7 @@ pub struct Volume<M: Medium> {
     header: Mutex<HeaderState>,
     /// Held while a zone is settled and its record written; each with memory for what that gives.
     record_locks: Vec<Mutex<Settled>>,
-    mailboxes: Vec<Mailbox>,
+    mailboxes: Vec<Mailbox<Released>>,
     read_only: bool,
     write_cache: AtomicBool,
     sync_failed: AtomicBool,
@@ -421,7 +412,7 @@ impl<M: Medium> Volume<M> {
     /// Readable when another queue released something for queue `queue`.
     pub fn mailbox_event(&self, queue: u16) -> Option<RawFd> {
         let mailbox = self.mailboxes.get(usize::from(queue))?;
-        Some(mailbox.event.as_raw_fd())
+        Some(mailbox.event())
     }
 
     /// Settles a zone: writes its record if that changed, and only then hands out what it
@@ -556,42 +547,37 @@ impl<M: Medium> Volume<M> {
         let Some(mailbox) = self.mailboxes.get(usize::from(queue)) else {
             return;
         };
-        mailbox.waiting.store(true, Ordering::Release);
-        if let Err(e) = mailbox.event.write(1) {
-            error!("cannot wake queue {queue}: {e}");
+        if let Err(e) = mailbox.wake() {
+            say_not_woken(queue, &e);
         }
     }
 
     fn post(&self, item: Released) {
         let Ticket { queue, .. } = item.ticket();
-        if let Some(mailbox) = self.mailboxes.get(usize::from(queue)) {
-            mailbox.released.lock().push(item);
+        if let Some(mailbox) = self.mailboxes.get(usize::from(queue))
+            && let Err(e) = mailbox.post(item)
+        {
+            say_not_woken(queue, &e);
         }
-        self.wake(queue);
     }
 
     /// Moves what other queues left for `queue` into `released`.
     fn take_mail(&self, queue: u16, released: &mut Vec<Released>) {
-        if let Some(mailbox) = self.mailboxes.get(usize::from(queue))
-            && mailbox.waiting.load(Ordering::Relaxed)
-            // Who unsets it sees what was there when it was set; what comes now sets it again.
-            && mailbox.waiting.swap(false, Ordering::AcqRel)
-        {
-            released.append(&mut mailbox.released.lock());
+        if let Some(mailbox) = self.mailboxes.get(usize::from(queue)) {
+            mailbox.take(released);
         }
     }
 
     /// Whether another queue left something for `queue`.
     fn has_mail(&self, queue: u16) -> bool {
         let mailbox = self.mailboxes.get(usize::from(queue));
-        mailbox.is_some_and(|mailbox| mailbox.waiting.load(Ordering::Acquire))
+        mailbox.is_some_and(Mailbox::has_something)
     }
 
     /// Quiets the mailbox's event; before the mail is taken, or a wake-up could get lost.
     pub fn clear_mailbox_event(&self, queue: u16) {
         if let Some(mailbox) = self.mailboxes.get(usize::from(queue)) {
-            // Nothing to read is what an event that was cleared before says.
-            let _ = mailbox.event.read();
+            mailbox.quiet();
         }
     }
 
@@ -621,14 +607,8 @@ impl<M: Medium> Volume<M> {
     }
 }
 
-impl Mailbox {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            released: Mutex::new(Vec::new()),
-            waiting: AtomicBool::new(false),
-            event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
-        })
-    }
+fn say_not_woken(queue: u16, error: &io::Error) {
+    error!("cannot wake queue {queue}: {error}");
 }
 
 /// What settling a zone gives, with memory for as many as a queue usually has in flight.

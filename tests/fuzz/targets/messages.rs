@@ -21,7 +21,7 @@ use memfd::MemfdOptions;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use zonevault::crypt::Cipher;
-use zonevault::device::{AllowedUids, DeviceOptions, Server, Stop};
+use zonevault::device::{AllowedUids, DeviceOptions, Server, Stop, WithoutInflight};
 use zonevault::geometry::{GeometrySpec, Model};
 use zonevault::request::DeviceLimits;
 use zonevault::store::{Cache, FileMedium};
@@ -72,6 +72,7 @@ static SOCKET: LazyLock<PathBuf> = LazyLock::new(|| {
         serial: [b'f'; 20],
         poll: Duration::ZERO,
         stats: Vec::new(),
+        without_inflight: WithoutInflight::default(),
         thread_started: Default::default(),
     };
     let mut server = Server::bind(&path, AllowedUids::default()).expect("a socket");

@@ -107,6 +107,21 @@ impl Inflight {
         self.queue_offset(self.queues)
     }
 
+    /// Of the heads in flight of a queue, those of whose operation the back-end has noted what it is
+    /// about to change: our own tail, of 64 bytes and then 64 for each descriptor of each queue.
+    pub fn noted(&self, queue: u16) -> usize {
+        let size = |bytes: u64| usize::try_from(bytes).expect("size");
+        let bytes = self.read();
+        let heads = self.tracked(queue).heads;
+        let noted = heads.iter().filter(|head| {
+            let state = self.queue_offset(queue) + QUEUE_HEADER + DESC_STATE * u64::from(**head);
+            let slot = u64::from(queue) * u64::from(self.queue_size) + u64::from(**head);
+            let note = self.tail_offset() + 64 + 64 * slot;
+            le64(&bytes, size(note)) == le64(&bytes, size(state + 8))
+        });
+        noted.count()
+    }
+
     /// What it says of a queue.
     pub fn tracked(&self, queue: u16) -> Tracked {
         let at = usize::try_from(self.queue_offset(queue)).expect("size");

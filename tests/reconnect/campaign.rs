@@ -127,7 +127,10 @@ struct Campaign {
     running: Vec<bool>,
     awake: Vec<bool>,
     ends: BTreeMap<String, u64>,
+    /// Requests in flight at the ends of rounds, and those of which the daemon had noted what it was
+    /// about to change.
     taken_back: u64,
+    noted: u64,
     round: u64,
     slowest: Duration,
     log: String,
@@ -170,6 +173,7 @@ impl Campaign {
             awake: vec![true; usize::from(QUEUES)],
             ends: BTreeMap::new(),
             taken_back: 0,
+            noted: 0,
             round: 0,
             slowest: Duration::ZERO,
             log: String::new(),
@@ -524,6 +528,10 @@ impl Campaign {
             None => 0,
         };
         self.taken_back += held as u64;
+        if let Some(region) = &self.f.inflight {
+            let noted: usize = (0..QUEUES).map(|q| region.noted(q)).sum();
+            self.noted += noted as u64;
+        }
         self.log = format!("{plan:?} ended as {name} with {held} in flight\n");
         *self.ends.entry(name).or_default() += 1;
         for zone in &mut self.load.zones {
@@ -581,7 +589,7 @@ impl Campaign {
         let counts = self.load.counts;
         println!(
             "{} rounds {:?}: {} requests answered, {} of them with an error; {} stamps acknowledged, \
-             {} checked; {} requests taken back; the slowest round took {:?}",
+             {} checked; {} requests taken back, {} of them with an intent; the slowest round took {:?}",
             self.settings.rounds,
             self.ends,
             counts.answered,
@@ -589,6 +597,7 @@ impl Campaign {
             counts.stamps,
             counts.checked,
             self.taken_back,
+            self.noted,
             self.slowest
         );
         counts

@@ -2,7 +2,7 @@
 //! all it has, works, and dies: at once or under load, by SIGKILL at any moment or at a named point, by SIGTERM; or it is
 //! the front-end that goes. What must hold after each return stands in `truth`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const POINT_PATIENCE: Duration = Duration::from_millis(200);
 /// What waits for a queue that was left out does so for this long; then that comes back.
 const LEFT_OUT: Duration = Duration::from_millis(300);
+/// Ends of rounds that a failure tells of.
+const DEATHS: usize = 5;
 /// Longest load before a kill, in microseconds.
 const LOAD_US: u64 = 20_000;
 
@@ -117,8 +119,9 @@ pub(super) struct Settings {
 
 struct Campaign {
     settings: Settings,
-    image: Image,
+    /// Before the image: its log is in the image's directory and is shown when it is dropped.
     daemon: Daemon,
+    image: Image,
     f: Frontend,
     load: Load,
     calls: Epoll,
@@ -133,7 +136,7 @@ struct Campaign {
     noted: u64,
     round: u64,
     slowest: Duration,
-    log: String,
+    deaths: VecDeque<String>,
 }
 
 impl Campaign {
@@ -163,8 +166,8 @@ impl Campaign {
         let load = Load::new(Rng::new(rng.bits()), QUEUES);
         Self {
             settings,
-            image,
             daemon,
+            image,
             f,
             load,
             calls,
@@ -176,7 +179,7 @@ impl Campaign {
             noted: 0,
             round: 0,
             slowest: Duration::ZERO,
-            log: String::new(),
+            deaths: VecDeque::new(),
         }
     }
 
@@ -231,7 +234,6 @@ impl Campaign {
             self.awake[at] = plan.looks;
         }
         if plan.without.is_some() {
-            self.load.lenient = true;
             *self
                 .ends
                 .entry("(a queue left out)".to_owned())
@@ -310,7 +312,8 @@ impl Campaign {
     }
 
     fn fail(&self, why: &str) -> ! {
-        panic!("round {}: {why}\nThe last death: {}", self.round, self.log);
+        let deaths: String = self.deaths.iter().map(String::as_str).collect();
+        panic!("round {}: {why}\nThe last deaths:\n{deaths}", self.round);
     }
 
     /// Waits until `done`, and while it waits does `step`; the daemon may die meanwhile.
@@ -532,7 +535,13 @@ impl Campaign {
             let noted: usize = (0..QUEUES).map(|q| region.noted(q)).sum();
             self.noted += noted as u64;
         }
-        self.log = format!("{plan:?} ended as {name} with {held} in flight\n");
+        if self.deaths.len() == DEATHS {
+            self.deaths.pop_front();
+        }
+        self.deaths.push_back(format!(
+            "  {}: {plan:?} ended as {name} with {held} in flight\n",
+            self.round
+        ));
         *self.ends.entry(name).or_default() += 1;
         for zone in &mut self.load.zones {
             zone.note_death(self.round);

@@ -67,8 +67,6 @@ pub(crate) struct Load {
     /// By queue, by ticket.
     flights: Vec<HashMap<u64, Op>>,
     next_stamp: u64,
-    /// Requests may have failed since the last check: a queue that is not there owes the others their order.
-    pub(crate) lenient: bool,
     pub(crate) counts: Counts,
     pub(crate) survey: Survey,
 }
@@ -80,15 +78,9 @@ impl Load {
             zones: (0..ZONES).map(Zone::new).collect(),
             flights: (0..queues).map(|_| HashMap::new()).collect(),
             next_stamp: 1,
-            lenient: false,
             counts: Counts::default(),
             survey: Survey::default(),
         }
-    }
-
-    /// Requests in flight in all queues.
-    pub(crate) fn in_flight(&self) -> usize {
-        self.flights.iter().map(HashMap::len).sum()
     }
 
     /// Submits one random request; `false` if the ring is full.
@@ -262,14 +254,14 @@ impl Load {
             } => {
                 let sector = if append { done.append_sector() } else { 0 };
                 let zone = &mut self.zones[zone];
-                let stamps = zone.answered(stamp, code, sector, self.lenient);
+                let stamps = zone.answered(stamp, code, sector);
                 stamps.map(|stamps| self.counts.stamps += stamps)
             }
-            Op::Manage { zone, kind } => self.zones[zone].managed(kind, code, self.lenient),
+            Op::Manage { zone, kind } => self.zones[zone].managed(kind, code),
             Op::ResetAll => self
                 .zones
                 .iter_mut()
-                .try_for_each(|zone| zone.managed(kind::ZONE_RESET_ALL, code, self.lenient)),
+                .try_for_each(|zone| zone.managed(kind::ZONE_RESET_ALL, code)),
             _ if code != status::OK => Err(format!("status {code}")),
             Op::Read { zone, life, stamps } => {
                 let zone = &self.zones[zone];
@@ -315,7 +307,7 @@ impl Load {
                 return Err(format!("{info:?} is not zone {}", zone.index));
             }
             let quiet = zone.life == *life && !zone.is_resetting();
-            if quiet && !self.lenient && info.state != 14 && (wp < *least || wp > zone.bound()) {
+            if quiet && info.state != 14 && (wp < *least || wp > zone.bound()) {
                 return Err(format!("{info:?}: not from {least} to {}", zone.bound()));
             }
         }
@@ -348,9 +340,6 @@ impl Load {
         for (zone, (info, data)) in self.zones.iter_mut().zip(&found) {
             let checked = zone.check(info, data);
             self.counts.checked += checked.map_err(|why| format!("{why}\n{}", zone.story()))?;
-        }
-        if self.in_flight() == 0 {
-            self.lenient = false;
         }
         Ok(())
     }

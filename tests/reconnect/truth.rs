@@ -2,7 +2,8 @@
 //!
 //! Every block ever written carries a number of its own, its stamp, in all of its words. A zone is judged when nothing is
 //! in flight in it: every acknowledged stamp at its place, no other block below the write pointer but those of requests
-//! that met a reset or were refused, and none of a life before the last reset.
+//! that met a reset or have no answer yet, and none of a life before the last reset. No request may fail but one that
+//! met a FINISH or closes what is not open.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
@@ -54,8 +55,8 @@ pub(crate) struct Zone {
     must: BTreeMap<u64, u64>,
     /// Place and stamp of acknowledged ones that a reset may have taken along.
     either: BTreeSet<(u64, u64)>,
-    /// Stamps of writes that were answered with an error: there once, or nowhere.
-    failed: HashSet<u64>,
+    /// Something was refused: the write pointer is lower than what was asked for would have it.
+    vague: bool,
     /// Requests without an answer, by their first stamp.
     pending: HashMap<u64, Piece>,
     /// The write pointer is nowhere above this.
@@ -197,7 +198,7 @@ impl Zone {
     pub(crate) fn may_write(&self, queue: usize) -> bool {
         self.reset.is_none()
             && self.manage.is_none()
-            && self.failed.is_empty()
+            && !self.vague
             && self.either.is_empty()
             && !self.pending.values().any(|piece| piece.met_reset)
             && self.all_of(queue)
@@ -256,14 +257,8 @@ impl Zone {
         }
     }
 
-    /// A piece was answered; `sector` is where an append says it is. `lenient`: it may have failed.
-    pub(crate) fn answered(
-        &mut self,
-        stamp: u64,
-        code: u8,
-        sector: u64,
-        lenient: bool,
-    ) -> Result<u64, String> {
+    /// A piece was answered; `sector` is where an append says it is.
+    pub(crate) fn answered(&mut self, stamp: u64, code: u8, sector: u64) -> Result<u64, String> {
         let piece = self
             .pending
             .remove(&stamp)
@@ -272,8 +267,8 @@ impl Zone {
         self.note(Event::Answered(stamp, code, piece.at.unwrap_or(block)));
         let refused = piece.met_finish && code == status::INVALID_CMD;
         if code != status::OK {
-            if refused || lenient {
-                self.failed.extend(piece.stamp..piece.stamp + piece.blocks);
+            if refused {
+                self.vague = true;
                 return Ok(0);
             }
             return Err(format!("{piece:?}: status {code}"));
@@ -314,14 +309,14 @@ impl Zone {
         place.ok_or_else(|| format!("{piece:?}: appended at sector {sector}"))
     }
 
-    pub(crate) fn managed(&mut self, kind: u32, code: u8, lenient: bool) -> Result<(), String> {
+    pub(crate) fn managed(&mut self, kind: u32, code: u8) -> Result<(), String> {
         self.note(Event::Managed(kind, code));
         let good = match kind {
             // A zone that is not open cannot be closed.
             kind::ZONE_CLOSE => [status::OK, status::INVALID_CMD].contains(&code),
             _ => code == status::OK,
         };
-        if !good && !lenient {
+        if !good {
             return Err(format!("command {kind}: status {code}"));
         }
         if kind != kind::ZONE_RESET && kind != kind::ZONE_RESET_ALL {
@@ -332,19 +327,9 @@ impl Zone {
         let Some(reset) = self.reset.take() else {
             return Err("a reset that was not in flight".to_owned());
         };
-        if code != status::OK {
-            // Done or not: what was acknowledged before is there or gone.
-            let before = std::mem::take(&mut self.must);
-            self.failed.extend(before.into_values());
-            self.failed.extend(reset.next.into_values());
-            self.failed
-                .extend(reset.either.into_iter().map(|(_, stamp)| stamp));
-            return Ok(());
-        }
         self.must = reset.next;
         self.either = reset.either;
         self.floor = reset.floor;
-        self.failed.clear();
         self.full = false;
         let pending: u64 = self.pending.values().map(|piece| piece.blocks).sum();
         let since = self.must.len() + self.either.len();
@@ -365,7 +350,7 @@ impl Zone {
             return Err(format!("data behind unwritten block {filled}"));
         }
         let wp = (info.wp - info.start) / BLOCK_SECTORS;
-        let loose = !self.is_idle() || !self.failed.is_empty();
+        let loose = !self.is_idle();
         if !full && wp != filled as u64 {
             return Err(format!("{filled} blocks below the write pointer {wp}"));
         }
@@ -387,7 +372,7 @@ impl Zone {
         if self.is_idle() {
             self.must = (0..).zip(found.into_iter().take(filled)).collect();
             self.either.clear();
-            self.failed.clear();
+            self.vague = false;
             self.floor = 0;
             self.reserved = filled as u64;
             self.full = full;
@@ -407,8 +392,7 @@ impl Zone {
             });
             let known = self.must.get(&at) == Some(stamp)
                 || self.either.contains(&(at, *stamp))
-                || of_reset
-                || self.failed.contains(stamp);
+                || of_reset;
             if known {
                 continue;
             }

@@ -17,7 +17,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 use thiserror::Error;
 
@@ -83,6 +83,8 @@ pub fn guard(start: *const u8, len: usize, page: usize) -> Result<Guarded, TooMa
             .start
             .compare_exchange(0, CLAIMED, Ordering::AcqRel, Ordering::Relaxed);
         if claim.is_ok() {
+            // Who sees the new end sees the claim.
+            fence(Ordering::Release);
             range
                 .end
                 .store(start.saturating_add(len), Ordering::Relaxed);
@@ -168,7 +170,11 @@ fn patch(address: usize) -> bool {
             return None;
         }
         let end = range.end.load(Ordering::Relaxed);
-        (address < end).then(|| range.page.load(Ordering::Relaxed))
+        let page = range.page.load(Ordering::Relaxed);
+        // All three of one mapping, and not of one and the next at this place of the table.
+        fence(Ordering::Acquire);
+        let same = range.start.load(Ordering::Relaxed) == start;
+        (same && address < end).then_some(page)
     });
     let Some(page) = found else {
         return false;

@@ -18,6 +18,10 @@
 //! | `worker` | the thread of one queue | itself |
 //! | `state` | features, configuration, the queues | both |
 //!
+//! The handler is our own because that of the crate vhost-user-backend 0.24 cannot be reached from outside: it
+//! refuses to keep requests in flight for a daemon that may die, ends its workers by an error, and takes memory
+//! away from requests that use it.
+//!
 //! # Who validates
 //!
 //! The form of a message is the `vhost` crate's; that it arrives whole and in time, `connection`'s; that

@@ -276,6 +276,8 @@ impl<M: Medium> Handler<M> {
         let volume = self.device.volume();
         let limits = self.device.options().limits;
         let tracked = Arc::new(Tracked::adopt(handed, file, limits, &volume.identity())?);
+        // What an earlier front-end left behind must not hold up this one; if it is the same, it says so anew.
+        volume.expect_no_more();
         volume.expect(tracked.region().intents());
         if volume.expects() {
             self.give_up = Some(Instant::now() + RETURN_PATIENCE);

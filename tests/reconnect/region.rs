@@ -493,6 +493,23 @@ fn a_queue_that_comes_late_finds_its_place() {
     assert_eq!(places, [8, 16]);
 }
 
+/// Longest that a daemon keeps a zone for a queue that does not come, and something on top.
+const GIVES_UP: Duration = Duration::from_secs(40);
+
+#[test]
+fn a_write_that_was_given_up_is_never_acknowledged() {
+    let rig = Rig::new(&DISK, &["--queues", "2"]);
+    let mut f = waits_for_a_queue(&rig);
+    let other = f.queues[0].reap(GIVES_UP).unwrap();
+    assert_eq!(other.status(), status::OK);
+    f.start_queue(1).unwrap();
+    let late = f.queues[1].reap(PATIENCE).unwrap();
+    assert_eq!(late.status(), status::IOERR, "its place is somebody else's");
+    let data = f.queues[0].read_ok(7 * ZONE_SECTORS, 8192);
+    assert!(data[4096..].iter().all(|byte| *byte == 3));
+    assert_eq!(f.queues[0].zone(7 * ZONE_SECTORS).wp, 7 * ZONE_SECTORS + 16);
+}
+
 /// Longest that a daemon may take to let go of a front-end of which something is missing.
 const FAREWELL: Duration = Duration::from_secs(5);
 

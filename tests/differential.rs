@@ -13,6 +13,8 @@ pub mod model;
     reason = "sizes of tests fit every integer they meet"
 )]
 mod tests {
+    use vhost::vhost_user::message::VhostUserProtocolFeatures;
+
     use crate::common::daemon::Rig;
     use crate::common::frontend::{Frontend, Options, feature};
     use crate::common::request::{
@@ -62,9 +64,12 @@ mod tests {
 
     fn options(rng: &mut Rng) -> Options {
         let dropped = *rng.pick(&[0, feature::EVENT_IDX]);
+        let options = Options::without(dropped);
         Options {
             queues: QUEUES,
-            ..Options::without(dropped)
+            // So that rings may go on where they were when the daemon is killed.
+            protocol: options.protocol | VhostUserProtocolFeatures::INFLIGHT_SHMFD,
+            ..options
         }
     }
 

@@ -18,7 +18,7 @@ pub enum ThreadKind {
 
 /// Called first thing on every thread of the server, before a front-end is accepted; an error ends the
 /// server. What it changes belongs to that thread (its system calls, say), so it is called on each: the
-/// threads of queues start with [`Server::run`], live as long as that and serve one front-end after
+/// threads of queues start with [`super::Server::run`], live as long as that and serve one front-end after
 /// another. It is called last on the thread of `run` itself, which starts no thread afterwards.
 #[derive(Clone, Default)]
 pub struct ThreadHook(Option<Arc<HookFn>>);

@@ -45,6 +45,26 @@ mod tests {
     }
 
     #[test]
+    fn nor_after_a_daemon_that_did_not_serve_it_ended_in_order() {
+        let mut rig = Rig::new(&ZONED, &[]);
+        let mut f = appended(&rig);
+        rig.crash();
+        rig.restart();
+        assert!(
+            rig.log()
+                .contains("left as the killed daemon before this one did")
+        );
+        f.reconnect().unwrap();
+        let append = Request::append(0, &[8; 4096], 16);
+        let ticket = f.queue().submit(&append, &Layout::indirect()).unwrap();
+        f.queue().kick();
+        assert!(f.queue().wait(ticket, SILENCE).is_err());
+        drop(f);
+        let mut f = Frontend::open(&rig.socket());
+        assert_eq!(f.queue().append(0, &[9; 4096], 16), (status::OK, 8));
+    }
+
+    #[test]
     fn or_goes_on_if_told_to() {
         let mut rig = Rig::new(&ZONED, &["--without-inflight", "resume"]);
         let mut f = appended(&rig);

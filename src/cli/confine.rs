@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::lchown;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
@@ -61,16 +61,19 @@ impl SandboxArgs {
     pub(super) fn confine(&self, socket: Option<&Path>) -> Result<Arc<Sandbox>, CliError> {
         if let (Some(user), Some(socket)) = (&self.user, socket) {
             let (uid, gid) = user.ids();
-            chown(socket, Some(uid), Some(gid))?;
+            // Not where a link leads to that somebody has put there meanwhile.
+            lchown(socket, Some(uid), Some(gid))?;
         }
         let mode = match self.sandbox {
             SandboxMode::Off => Mode::Off,
             SandboxMode::Log => Mode::Log,
             SandboxMode::On => Mode::On,
         };
-        let directory = socket
-            .and_then(|socket| fs::canonicalize(socket).ok())
-            .and_then(|socket| socket.parent().map(Path::to_owned));
+        let parent = socket.and_then(Path::parent);
+        let directory = parent.and_then(|parent| match parent.as_os_str().is_empty() {
+            true => fs::canonicalize(".").ok(),
+            false => fs::canonicalize(parent).ok(),
+        });
         let sandbox = Sandbox::confine(mode, self.user, directory.as_deref())?;
         match mode {
             Mode::On => info!("sandbox {sandbox}"),

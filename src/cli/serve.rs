@@ -6,9 +6,10 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{panic, process, thread};
 
 use clap::{Args, ValueEnum};
-use log::info;
+use log::{error, info};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use uuid::Uuid;
@@ -303,13 +304,23 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     let volume = Arc::new(volume);
     announce(args, &volume, direct, server.path());
     let served = serve(args, &volume, &mut server, &stop, signals);
-    let closed = volume.close();
+    let unknown = matches!(
+        &served,
+        Ok(Served {
+            ended: Ok(true),
+            ..
+        })
+    );
+    let closed = match unknown {
+        true => volume.leave_open(),
+        false => volume.close(),
+    };
     let served = match served {
         Ok(Served { printer, ended }) => {
             if let Some(printer) = printer {
                 printer.finish();
             }
-            ended.map_err(CliError::from)
+            ended.map(|_| ()).map_err(CliError::from)
         }
         Err(e) => Err(e),
     };
@@ -318,6 +329,10 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     let blocks = volume.integrity_stats();
     let ended = match args.read_only {
         true => "ended, nothing was changed",
+        false if unknown => {
+            "ended, all durable, and left as the killed daemon before this one did: no front-end has \
+             shown what was in flight then"
+        }
         false => "closed in order",
     };
     info!(
@@ -336,7 +351,8 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
 /// How serving ended.
 struct Served {
     printer: Option<Printer>,
-    ended: Result<(), ServeError>,
+    /// As [`Server::run`] says.
+    ended: Result<bool, ServeError>,
 }
 
 /// Goes into the sandbox, thread by thread, and serves until `stop` is requested.
@@ -347,6 +363,13 @@ fn serve(
     stop: &Arc<Stop>,
     signals: Signals,
 ) -> Result<Served, CliError> {
+    // A thread that is gone would leave its guest waiting for ever; a daemon that is gone is started anew and
+    // goes on. The usual message asks for what a thread in the sandbox may not.
+    panic::set_hook(Box::new(|info| {
+        let thread = thread::current();
+        error!("{}: {info}", thread.name().unwrap_or("a thread"));
+        process::abort();
+    }));
     let sandbox = args.sandbox.confine(args.listen.socket.as_deref())?;
     stop_on_signals(signals, stop, &sandbox)?;
     let (stats, printer) = start_stats(args, &sandbox)?;

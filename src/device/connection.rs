@@ -22,6 +22,9 @@ use super::sys;
 use crate::limit::LogLimit;
 use crate::store::Medium;
 
+/// Messages handled before anything else gets its turn: a front-end that never stops sending must not keep
+/// the server from its end.
+const BURST: usize = 64;
 /// How long a message may take from its first byte to its last, and the front-end to read answers
 /// until there is room for another. They are some hundred bytes between processes of one machine; a
 /// second is an eternity, and this allows for a front-end that is stopped in a debugger for a moment.
@@ -87,6 +90,8 @@ pub(super) struct Connection<M: Medium> {
     deadline: Option<(Instant, Ended)>,
     /// When the handler has something to do without a message.
     tick: Option<Duration>,
+    /// There may be more messages.
+    more: bool,
 }
 
 impl<M: Medium> Connection<M> {
@@ -99,10 +104,11 @@ impl<M: Medium> Connection<M> {
             requests,
             deadline: None,
             tick: None,
+            more: false,
         })
     }
 
-    /// Handles every message that is there. Afterwards there is nothing to do until more arrives, or room
+    /// Handles the messages that are there, up to [`BURST`] of them. Afterwards there is nothing to do until more arrives, or room
     /// for answers, or [`Connection::patience`] ends.
     pub(super) fn serve(&mut self) -> Result<(), Ended> {
         let served = self.serve_messages();
@@ -115,7 +121,8 @@ impl<M: Medium> Connection<M> {
     }
 
     fn serve_messages(&mut self) -> Result<(), Ended> {
-        loop {
+        self.more = false;
+        for _ in 0..BURST {
             let ended = match self.look()? {
                 Arrived::Whole { need_reply } => {
                     self.deadline = None;
@@ -142,13 +149,16 @@ impl<M: Medium> Connection<M> {
                 }
             };
         }
+        self.more = true;
+        Ok(())
     }
 
     /// How long to wait at most before the next [`Connection::serve`], if there is a bound.
     pub(super) fn patience(&self) -> Option<Duration> {
         let deadline = self.deadline.as_ref();
         let left = deadline.map(|(at, _)| at.saturating_duration_since(Instant::now()));
-        [left, self.tick].into_iter().flatten().min()
+        let more = self.more.then_some(Duration::ZERO);
+        [left, self.tick, more].into_iter().flatten().min()
     }
 
     /// Whether the front-end closed its end, read or not.

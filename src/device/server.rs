@@ -116,13 +116,14 @@ impl Server {
     }
 
     /// Serves one front-end after another until `stop` is requested. What one had in flight is brought to
-    /// an end before the next.
+    /// an end before the next. `true`: a daemon before this one was killed, and what became of its requests
+    /// is still unknown ([`Volume::leave_open`]).
     pub fn run<M: Medium>(
         &mut self,
         volume: &Arc<Volume<M>>,
         options: &DeviceOptions,
         stop: &Stop,
-    ) -> Result<(), ServeError> {
+    ) -> Result<bool, ServeError> {
         guard::install()?;
         let device = Arc::new(Device::new(Arc::clone(volume), options.clone())?);
         let threads = device.start_threads()?;
@@ -144,7 +145,8 @@ impl Server {
             }
         }
         drop(threads);
-        Ok(())
+        device.past().next_front_end();
+        Ok(device.past().is_unknown())
     }
 
     /// Serves one front-end to its end. An error is ours, not the front-end's.

@@ -4,7 +4,6 @@ use std::fs::File;
 
 use vhost::vhost_user::message::VhostUserInflight;
 
-use crate::guard::{Guarded, TooMany, guard};
 use crate::queue::inflight::{InflightError, InflightQueue, Region};
 use crate::request::DeviceLimits;
 use crate::volume::Identity;
@@ -16,15 +15,12 @@ pub(super) enum TrackError {
     TooLarge { queues: u16, descriptors: u16 },
     #[error("what the front-end keeps of requests in flight cannot be used: {0}")]
     Region(#[from] InflightError),
-    #[error(transparent)]
-    Guard(#[from] TooMany),
 }
 
 /// A region that was handed over.
 #[derive(Debug)]
 pub(super) struct Tracked {
     region: Region,
-    _guarded: Guarded,
 }
 
 fn check(asked: &VhostUserInflight, limits: DeviceLimits) -> Result<(), TrackError> {
@@ -65,13 +61,7 @@ impl Tracked {
         check(handed, limits)?;
         let place = (handed.mmap_offset, handed.mmap_size);
         let region = Region::adopt(file, place, handed.num_queues, handed.queue_size, disk)?;
-        let mapped = region.addresses();
-        let start = std::ptr::without_provenance(mapped.start);
-        let guarded = guard(start, mapped.len(), 0)?;
-        Ok(Self {
-            region,
-            _guarded: guarded,
-        })
+        Ok(Self { region })
     }
 
     pub(super) fn region(&self) -> &Region {

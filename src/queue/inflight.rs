@@ -36,7 +36,7 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -46,6 +46,7 @@ use thiserror::Error;
 use vm_memory::{AtomicAccess, Bytes as _, FileOffset, MmapRegion, VolatileMemory};
 
 use crate::geometry::{Blocks, Generation, ZoneIndex};
+use crate::guard::{Guarded, TooMany, guard};
 use crate::mutant::Mutant;
 use crate::volume::Identity;
 use crate::zone::{Change, Epoch, Intent};
@@ -124,6 +125,9 @@ pub enum InflightError {
     /// The system has no memory for it.
     #[error("cannot be mapped: {0}")]
     System(#[from] io::Error),
+    /// Too much is mapped already.
+    #[error(transparent)]
+    Guard(#[from] TooMany),
 }
 
 /// Where things stand in a region.
@@ -175,6 +179,8 @@ impl Shape {
 #[derive(Debug)]
 struct Bytes {
     map: MmapRegion,
+    /// From before the first look: the file may shrink like any that is not ours.
+    _guarded: Guarded,
 }
 
 impl Bytes {
@@ -274,11 +280,12 @@ impl Region {
 
     fn map(file: File, offset: u64, shape: Shape) -> Result<Self, InflightError> {
         let len = usize::try_from(shape.len()).map_err(io::Error::other)?;
+        let page = usize::try_from(file.metadata()?.blksize()).map_err(io::Error::other)?;
         let mapped = MmapRegion::from_file(FileOffset::new(file.try_clone()?, offset), len);
+        let map = mapped.map_err(io::Error::other)?;
+        let _guarded = guard(map.as_ptr(), map.size(), page)?;
         Ok(Self {
-            bytes: Arc::new(Bytes {
-                map: mapped.map_err(io::Error::other)?,
-            }),
+            bytes: Arc::new(Bytes { map, _guarded }),
             shape,
             file,
         })
@@ -367,12 +374,6 @@ impl Region {
     pub fn write_cache(&self) -> bool {
         let at = self.shape.tail() + TAIL_WRITE_CACHE_OFF;
         self.bytes.load_u16(at) == 0
-    }
-
-    /// Where it is mapped.
-    pub fn addresses(&self) -> Range<usize> {
-        let start = self.bytes.map.as_ptr().addr();
-        start..start.saturating_add(self.bytes.map.size())
     }
 
     /// The part of a queue; `None` if the region was made for fewer.

@@ -63,7 +63,11 @@ impl User {
         check(switched, "switch the group")?;
         // SAFETY: no memory is involved.
         let switched = unsafe { libc::setresuid(uid, uid, uid) };
-        check(switched, "switch the user")
+        check(switched, "switch the user")?;
+        // Another user's process is as dumpable as the system has it, whatever it was before.
+        // SAFETY: no memory is involved.
+        let kept = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
+        check(kept, "stay undumpable")
     }
 }
 

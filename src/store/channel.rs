@@ -123,11 +123,12 @@ fn new_ring(data: &Arc<Data>, depth: u32) -> io::Result<Option<Ring>> {
     static SAID: Once = Once::new();
     match Ring::new(Arc::clone(data), depth) {
         Ok(ring) => Ok(Some(ring)),
-        // Not built in or too old; forbidden by the administrator or a sandbox.
+        // Not built in or too old; forbidden by the administrator or a sandbox; more memory than old
+        // kernels let a user lock.
         Err(e)
             if matches!(
                 e.raw_os_error(),
-                Some(libc::ENOSYS | libc::EPERM | libc::EACCES)
+                Some(libc::ENOSYS | libc::EPERM | libc::EACCES | libc::ENOMEM)
             ) =>
         {
             SAID.call_once(|| info!("no io_uring on this host ({e}): using synchronous I/O"));

@@ -319,6 +319,24 @@ impl<M: Medium> Volume<M> {
         Ok(())
     }
 
+    /// Leaves the disk as a killed daemon does, but durable: who opens it next knows that requests were
+    /// in flight of which nobody knows whether they were done. No channel may have anything in flight.
+    ///
+    /// # Errors
+    /// Those of [`Volume::close`].
+    pub fn leave_open(&self) -> Result<(), VolumeError> {
+        if self.read_only {
+            return Ok(());
+        }
+        if self.has_failed_sync() {
+            return Err(VolumeError::SyncFailed);
+        }
+        let mark = self.table.begin_flush();
+        self.sync_or_doubt()?;
+        let _ = self.table.end_flush(mark);
+        self.write_touched_records()
+    }
+
     /// Closes the disk in order: everything durable, no zone open, marked clean. No channel may
     /// have anything in flight.
     ///

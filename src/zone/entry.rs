@@ -185,7 +185,8 @@ pub(super) fn load_zone(
         leftovers: record.leftovers,
         salt: record.salt,
         place: RecordPlace::loaded(loaded.sequence, loaded.copy, loaded.mirrored),
-        recorded_active: record.state.is_active(),
+        // Whatever it is now, the record on disk says so until it is written anew.
+        recorded_active: loaded.record.state.is_active(),
         touched: record != loaded.record,
         listed: false,
         exclusive: false,

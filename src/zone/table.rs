@@ -183,6 +183,7 @@ impl Table {
         for index in geometry.all_zones() {
             let zone = load_zone(&geometry, index, records.next().flatten(), opening);
             inner.resources.change(index, ZoneState::Empty, zone.state);
+            inner.resources.change_lingering(false, zone.lingers());
             inner.zones.push(zone);
         }
         inner.enforce_limits(&geometry);

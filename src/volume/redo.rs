@@ -96,7 +96,8 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         match (command, intent) {
             // What was closed already is not active any more.
             (Command::Zone(ZoneAction::Close, zone), _) => {
-                let closed = self.state(zone) == Some(ZoneState::Empty);
+                let record = self.volume.table.record(zone);
+                let closed = record.is_some_and(|record| record.state == ZoneState::Empty);
                 if closed {
                     self.finish(id, Status::Ok);
                 }
@@ -166,13 +167,5 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             }
             _ => None,
         }
-    }
-
-    fn state(&self, zone: ZoneIndex) -> Option<ZoneState> {
-        let mut state = None;
-        self.volume
-            .table
-            .report(zone, 1, |_, info| state = Some(info.state));
-        state
     }
 }

@@ -226,21 +226,17 @@ fn so_with_a_reset_of_all_zones_and_the_writes_before_it_are_answered_too() {
     }
 }
 
-#[test]
-fn a_reset_of_all_zones_that_was_only_begun_is_done() {
+/// Of a reset that was noted and not begun, `command` is done by the next daemon.
+fn check_reset_only_begun(command: Command) {
     let mut disk = Disk::new();
     disk.append(1, &blocks(1, 3));
-    let generation = disk.record(1).generation;
     let memory = Memory::new(99, Vec::new());
     memory.intend(Intent {
         zone: ZoneIndex(1),
-        generation,
+        generation: disk.record(1).generation,
         change: Change::Reset,
     });
-    let kept = Kept {
-        command: Command::ResetAll,
-        memory,
-    };
+    let kept = Kept { command, memory };
     let mut disk = reopened(disk, std::slice::from_ref(&kept));
     let again = disk.start_again(0, &kept);
     assert_eq!(disk.finish(&again), Outcome::Done(Status::Ok, 0));
@@ -248,25 +244,13 @@ fn a_reset_of_all_zones_that_was_only_begun_is_done() {
 }
 
 #[test]
+fn a_reset_of_all_zones_that_was_only_begun_is_done() {
+    check_reset_only_begun(Command::ResetAll);
+}
+
+#[test]
 fn a_reset_that_was_only_begun_is_done() {
-    let mut disk = Disk::new();
-    disk.append(1, &blocks(1, 3));
-    let intent = Intent {
-        zone: ZoneIndex(1),
-        generation: disk.record(1).generation,
-        change: Change::Reset,
-    };
-    let reset = Command::Zone(ZoneAction::Reset, ZoneIndex(1));
-    let memory = Memory::new(99, Vec::new());
-    memory.intend(intent);
-    let kept = Kept {
-        command: reset,
-        memory,
-    };
-    let mut disk = reopened(disk, std::slice::from_ref(&kept));
-    let again = disk.start_again(0, &kept);
-    assert_eq!(disk.finish(&again), Outcome::Done(Status::Ok, 0));
-    assert_eq!(disk.state(1), ZoneState::Empty);
+    check_reset_only_begun(Command::Zone(ZoneAction::Reset, ZoneIndex(1)));
 }
 
 #[test]

@@ -2,10 +2,11 @@
 //!
 //! Guest memory and the inflight region are files of the front-end. Touching a page beyond the end that
 //! such a file has *now* raises SIGBUS, and the default action of that is the end of the daemon: any
-//! front-end could take down a disk in the middle of its work. A mapping that is registered here gets a
+//! front-end could take down a disk in the middle of its work. A mapping that is registered here gets
 //! zeros in place of what went, and the fault is counted ([`faults`]); whoever works with
-//! the memory looks at the count and stops. A fault anywhere else does what it did before
-//! [`install`].
+//! the memory looks at the count and stops. An image that is mapped is guarded too, and counts by itself
+//! ([`Guarded::is_lost`]): no front-end has anything to do with it. A fault anywhere else does what it did
+//! before [`install`].
 //!
 //! The handler is async-signal-safe: it reads a table of atomics, calls `mmap`, and nothing else.
 #![expect(
@@ -17,12 +18,12 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 
 use thiserror::Error;
 
 /// Mappings at a time: two tables of as many regions as a front-end may hand over, one in use and one
-/// about to be, and as much again for what a dying connection still holds.
+/// about to be, and as much again for what a dying connection still holds. (An image is one more.)
 const MAX_RANGES: usize = 2048;
 /// The smallest page of any machine that this runs on.
 const SMALL_PAGE: usize = 4096;
@@ -37,7 +38,7 @@ static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
 
 /// More mappings are guarded than there is room for.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("more than {MAX_RANGES} mappings of front-ends at a time")]
+#[error("more than {MAX_RANGES} mappings at a time")]
 pub struct TooMany;
 
 /// `[start, end)` of a mapping; `start` is 0 for a free entry.
@@ -46,6 +47,10 @@ struct Range {
     end: AtomicUsize,
     /// Bytes of a page of the file, for those whose pages are huge.
     page: AtomicUsize,
+    /// It is a front-end's: its faults are counted together.
+    counts: AtomicBool,
+    /// There are zeros somewhere in it, or are about to be.
+    lost: AtomicBool,
 }
 
 impl Range {
@@ -54,6 +59,8 @@ impl Range {
             start: AtomicUsize::new(0),
             end: AtomicUsize::new(0),
             page: AtomicUsize::new(0),
+            counts: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
         }
     }
 }
@@ -63,6 +70,17 @@ impl Range {
 #[derive(Debug)]
 pub struct Guarded(usize);
 
+impl Guarded {
+    /// Whether some of the mapping went. What was read before this was `false` was the file's.
+    pub fn is_lost(&self) -> bool {
+        // Not before what was read.
+        fence(Ordering::Acquire);
+        RANGES
+            .get(self.0)
+            .is_none_or(|range| range.lost.load(Ordering::Acquire))
+    }
+}
+
 impl Drop for Guarded {
     fn drop(&mut self) {
         if let Some(range) = RANGES.get(self.0) {
@@ -71,12 +89,24 @@ impl Drop for Guarded {
     }
 }
 
-/// Guards the `len` bytes mapped at `start`. `page`: bytes of a page of the mapped file, as `st_blksize`
-/// tells for files with huge pages; anything smaller than a page counts as one.
+/// Guards the `len` bytes of a front-end's mapped at `start`. `page`: bytes of a page of the mapped file, as
+/// `st_blksize` tells for files with huge pages; anything smaller than a page counts as one.
 ///
 /// # Errors
 /// [`TooMany`].
 pub fn guard(start: *const u8, len: usize, page: usize) -> Result<Guarded, TooMany> {
+    register(start, len, page, true)
+}
+
+/// Guards a mapping of an image: its faults are not among [`faults`].
+///
+/// # Errors
+/// [`TooMany`].
+pub fn guard_image(start: *const u8, len: usize) -> Result<Guarded, TooMany> {
+    register(start, len, SMALL_PAGE, false)
+}
+
+fn register(start: *const u8, len: usize, page: usize, counts: bool) -> Result<Guarded, TooMany> {
     let start = start.addr();
     for (at, range) in RANGES.iter().enumerate() {
         let claim = range
@@ -89,6 +119,8 @@ pub fn guard(start: *const u8, len: usize, page: usize) -> Result<Guarded, TooMa
                 .end
                 .store(start.saturating_add(len), Ordering::Relaxed);
             range.page.store(page, Ordering::Relaxed);
+            range.counts.store(counts, Ordering::Relaxed);
+            range.lost.store(false, Ordering::Relaxed);
             range.start.store(start, Ordering::Release);
             return Ok(Guarded(at));
         }
@@ -96,7 +128,7 @@ pub fn guard(start: *const u8, len: usize, page: usize) -> Result<Guarded, TooMa
     Err(TooMany)
 }
 
-/// Faults so far in guarded mappings: with each there are zeros where the front-end's memory was.
+/// Faults so far in guarded mappings of front-ends: with each there are zeros where the front-end's memory was.
 pub fn faults() -> u64 {
     FAULTS.load(Ordering::Acquire)
 }
@@ -171,18 +203,21 @@ fn patch(address: usize) -> bool {
         }
         let end = range.end.load(Ordering::Relaxed);
         let page = range.page.load(Ordering::Relaxed);
-        // All three of one mapping, and not of one and the next at this place of the table.
+        let counts = range.counts.load(Ordering::Relaxed);
+        // All of one mapping, and not of one and the next at this place of the table.
         fence(Ordering::Acquire);
         let same = range.start.load(Ordering::Relaxed) == start;
-        (same && address < end).then_some((end, page))
+        (same && address < end).then_some((range, end, page, counts))
     });
-    let Some((end, page)) = found else {
+    let Some((range, end, page, counts)) = found else {
         return false;
     };
+    // Before there are zeros to be read.
+    range.lost.store(true, Ordering::Release);
     // Behind a page that went there is none left: all at once, or each would become a mapping of its own,
     // of which a process may have only so many. A mapping of huge pages can be replaced only in whole ones.
     let patched = map_zeros(address, end, SMALL_PAGE) || map_zeros(address, end, page);
-    if patched {
+    if patched && counts {
         FAULTS.fetch_add(1, Ordering::Release);
     }
     patched
@@ -251,11 +286,13 @@ mod tests {
         // SAFETY: the same.
         unsafe { start.add(3 * SMALL_PAGE).write_volatile(7) };
         assert_eq!(byte(3 * SMALL_PAGE), 7);
+        assert!(!guarded.is_lost());
         file.set_len(2 * SMALL_PAGE as u64).unwrap();
         assert_eq!(byte(2 * SMALL_PAGE + 5), 0);
         assert_eq!(byte(3 * SMALL_PAGE), 0);
         assert_eq!(byte(SMALL_PAGE), 0);
         assert_eq!(faults() - before, 1, "all that went, at once");
+        assert!(guarded.is_lost());
         // The page is ordinary memory now.
         // SAFETY: as above.
         unsafe { start.add(3 * SMALL_PAGE).write_volatile(9) };

@@ -14,23 +14,25 @@
     reason = "a signal handler, and the page that it maps over a lost one"
 )]
 
+mod table;
+
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use thiserror::Error;
+
+use table::{Range, Table};
 
 /// Mappings at a time: two tables of as many regions as a front-end may hand over, one in use and one
 /// about to be, and as much again for what a dying connection still holds. (An image is one more.)
 const MAX_RANGES: usize = 2048;
 /// The smallest page of any machine that this runs on.
 const SMALL_PAGE: usize = 4096;
-/// `start` of an entry that is being filled in.
-const CLAIMED: usize = usize::MAX;
 
-static RANGES: [Range; MAX_RANGES] = [const { Range::free() }; MAX_RANGES];
+static RANGES: Table<MAX_RANGES> = Table::new();
 static FAULTS: AtomicU64 = AtomicU64::new(0);
 /// What SIGBUS did before, for faults that are none of ours.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
@@ -40,30 +42,6 @@ static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("more than {MAX_RANGES} mappings at a time")]
 pub struct TooMany;
-
-/// `[start, end)` of a mapping; `start` is 0 for a free entry.
-struct Range {
-    start: AtomicUsize,
-    end: AtomicUsize,
-    /// Bytes of a page of the file, for those whose pages are huge.
-    page: AtomicUsize,
-    /// It is a front-end's: its faults are counted together.
-    counts: AtomicBool,
-    /// There are zeros somewhere in it, or are about to be.
-    lost: AtomicBool,
-}
-
-impl Range {
-    const fn free() -> Self {
-        Self {
-            start: AtomicUsize::new(0),
-            end: AtomicUsize::new(0),
-            page: AtomicUsize::new(0),
-            counts: AtomicBool::new(false),
-            lost: AtomicBool::new(false),
-        }
-    }
-}
 
 /// A mapping that is guarded until this is dropped, which has to happen before it is unmapped or at once
 /// afterwards.
@@ -75,17 +53,13 @@ impl Guarded {
     pub fn is_lost(&self) -> bool {
         // Not before what was read.
         fence(Ordering::Acquire);
-        RANGES
-            .get(self.0)
-            .is_none_or(|range| range.lost.load(Ordering::Acquire))
+        RANGES.is_lost(self.0)
     }
 }
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        if let Some(range) = RANGES.get(self.0) {
-            range.start.store(0, Ordering::Release);
-        }
+        RANGES.remove(self.0);
     }
 }
 
@@ -108,24 +82,13 @@ pub fn guard_image(start: *const u8, len: usize) -> Result<Guarded, TooMany> {
 
 fn register(start: *const u8, len: usize, page: usize, counts: bool) -> Result<Guarded, TooMany> {
     let start = start.addr();
-    for (at, range) in RANGES.iter().enumerate() {
-        let claim = range
-            .start
-            .compare_exchange(0, CLAIMED, Ordering::AcqRel, Ordering::Relaxed);
-        if claim.is_ok() {
-            // Who sees the new end sees the claim.
-            fence(Ordering::Release);
-            range
-                .end
-                .store(start.saturating_add(len), Ordering::Relaxed);
-            range.page.store(page, Ordering::Relaxed);
-            range.counts.store(counts, Ordering::Relaxed);
-            range.lost.store(false, Ordering::Relaxed);
-            range.start.store(start, Ordering::Release);
-            return Ok(Guarded(at));
-        }
-    }
-    Err(TooMany)
+    let range = Range {
+        start,
+        end: start.saturating_add(len),
+        page,
+        counts,
+    };
+    RANGES.insert(range).map(Guarded).ok_or(TooMany)
 }
 
 /// Faults so far in guarded mappings of front-ends: with each there are zeros where the front-end's memory was.
@@ -196,31 +159,17 @@ extern "C" fn on_sigbus(
 
 /// Puts a page of zeros where `address` lies in a guarded mapping. `false` if it lies in none.
 fn patch(address: usize) -> bool {
-    let found = RANGES.iter().find_map(|range| {
-        let start = range.start.load(Ordering::Acquire);
-        if start == 0 || start == CLAIMED || address < start {
-            return None;
-        }
-        let end = range.end.load(Ordering::Relaxed);
-        let page = range.page.load(Ordering::Relaxed);
-        let counts = range.counts.load(Ordering::Relaxed);
-        // All of one mapping, and not of one and the next at this place of the table.
-        fence(Ordering::Acquire);
-        let same = range.start.load(Ordering::Relaxed) == start;
-        (same && address < end).then_some((range, end, page, counts))
-    });
-    let Some((range, end, page, counts)) = found else {
+    let Some((at, range)) = RANGES.find(address) else {
         return false;
     };
     // Before there are zeros to be read.
-    range.lost.store(true, Ordering::Release);
-    // Behind a page that went there is none left: all at once, or each would become a mapping of its own,
-    // of which a process may have only so many. A mapping of huge pages can be replaced only in whole ones.
-    let patched = map_zeros(address, end, SMALL_PAGE) || map_zeros(address, end, page);
-    if patched && counts {
+    RANGES.lose(at);
+    if range.counts {
         FAULTS.fetch_add(1, Ordering::Release);
     }
-    patched
+    // Behind a page that went there is none left: all at once, or each would become a mapping of its own,
+    // of which a process may have only so many. A mapping of huge pages can be replaced only in whole ones.
+    map_zeros(address, range.end, SMALL_PAGE) || map_zeros(address, range.end, range.page)
 }
 
 /// Maps zeros from the page of `size` bytes, a power of two, in which `address` lies to that in which the

@@ -5,11 +5,17 @@
 use std::path::Path;
 use std::{env, fs};
 
-const SHIMS: [(&str, &str); 5] = [
+const SHIMS: [(&str, &str); 7] = [
     ("std::sync::atomic", "loom::sync::atomic"),
     ("std::thread::yield_now", "loom::thread::yield_now"),
     ("parking_lot::Mutex", "crate::shim::Mutex"),
     ("vmm_sys_util::eventfd", "crate::shim"),
+    // loom's atomics are made while a case runs.
+    ("const fn", "fn"),
+    (
+        "[const { Place::free() }; N]",
+        "std::array::from_fn(|_| Place::free())",
+    ),
     ("//! ", "// "),
 ];
 
@@ -45,5 +51,21 @@ fn main() {
             "self.items.lock().push(item);\n        self.wake()",
             "self.wake()?;\n        self.items.lock().push(item);\n        Ok(())",
         )),
+    );
+    take_in("guard/table.rs", "table.rs", None);
+    take_in(
+        "guard/table.rs",
+        "table_uncounted.rs",
+        Some(("self.changes.load(Ordering::Relaxed) == changes", "true")),
+    );
+    take_in(
+        "guard/table.rs",
+        "table_unfenced.rs",
+        Some(("fence(Ordering::Release);", "")),
+    );
+    take_in(
+        "guard/table.rs",
+        "table_unclaimed.rs",
+        Some(("if claim.is_err() {", "if claim.is_err() && false {")),
     );
 }

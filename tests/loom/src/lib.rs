@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod shim;
+mod table;
 
 mod geometry {
     //! As much of the units as the sources here use.

@@ -246,3 +246,43 @@ impl Event {
         unsafe { libc::poll(&raw mut fd, 1, millis) > 0 }
     }
 }
+
+/// The kernel has this memory: under AddressSanitizer, which does not see what the kernel does, whoever
+/// touches or wipes it until [`allow`] is reported. Nothing in an ordinary build.
+pub(super) fn forbid(memory: &[u8]) {
+    #[cfg(asan)]
+    // SAFETY: it marks the addresses and does not touch what is there.
+    unsafe {
+        poison::__asan_poison_memory_region(memory.as_ptr().cast(), memory.len());
+    }
+    let _ = memory;
+}
+
+/// The end of [`forbid`].
+pub(super) fn allow(memory: &[u8]) {
+    #[cfg(asan)]
+    // SAFETY: as in `forbid`.
+    unsafe {
+        poison::__asan_unpoison_memory_region(memory.as_ptr().cast(), memory.len());
+    }
+    let _ = memory;
+}
+
+/// Whether it is forbidden to touch this byte.
+#[cfg(all(asan, test))]
+pub(super) fn is_forbidden(byte: *const u8) -> bool {
+    // SAFETY: it looks for the mark of an address.
+    unsafe { poison::__asan_address_is_poisoned(byte.cast()) != 0 }
+}
+
+#[cfg(asan)]
+mod poison {
+    use std::ffi::c_void;
+
+    unsafe extern "C" {
+        pub(super) fn __asan_poison_memory_region(start: *const c_void, len: usize);
+        pub(super) fn __asan_unpoison_memory_region(start: *const c_void, len: usize);
+        #[cfg(test)]
+        pub(super) fn __asan_address_is_poisoned(address: *const c_void) -> std::ffi::c_int;
+    }
+}

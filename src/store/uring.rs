@@ -36,7 +36,7 @@ use io_uring::{IoUring, opcode, squeue};
 use log::{debug, error};
 
 use super::channel::{Data, deallocated};
-use super::sys::{DEALLOCATE_MODE, Event};
+use super::sys::{DEALLOCATE_MODE, Event, allow, forbid};
 use super::{Completion, IoBuf, Op, Token};
 
 /// Most bytes of one transfer: below the kernel's own bound (2 GiB less a page) and a multiple of
@@ -359,7 +359,12 @@ impl Ring {
         };
         let left = self.ring.submission().len();
         while self.queued.len() > left {
-            self.queued.pop_front();
+            let taken = self.queued.pop_front();
+            if let Some(index) = taken
+                && let Some(buf) = self.slots[index as usize].op.as_ref().and_then(buffer)
+            {
+                forbid(buf);
+            }
         }
         let Err(e) = entered else { return };
         match e.raw_os_error() {
@@ -509,7 +514,19 @@ fn judge(slot: &mut Slot, answer: i32, alignment: u64) -> Verdict {
     Verdict::GoesOn
 }
 
+/// What the kernel reads or writes meanwhile.
+fn buffer(op: &Op) -> Option<&IoBuf> {
+    match op {
+        Op::Read { buf, .. } | Op::ReadMetadata { buf, .. } | Op::Write { buf, .. } => Some(buf),
+        Op::Sync | Op::Deallocate { .. } => None,
+    }
+}
+
+/// The operation is nobody's but the caller's again.
 fn finished(op: Op, token: Token, result: io::Result<()>) -> Completion {
+    if let Some(buf) = buffer(&op) {
+        allow(buf);
+    }
     let buf = match op {
         Op::Read { buf, .. } | Op::ReadMetadata { buf, .. } | Op::Write { buf, .. } => Some(buf),
         Op::Sync | Op::Deallocate { .. } => None,
@@ -686,6 +703,33 @@ mod tests {
         assert_eq!(refused, Some(libc::EACCES));
         assert!(submitter.register_restrictions(&mut []).is_err());
         submitter.unregister_files().unwrap();
+    }
+
+    #[cfg(asan)]
+    #[test]
+    fn a_buffer_that_the_kernel_has_is_nobody_elses() {
+        use super::super::sys::is_forbidden;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        std::fs::write(&path, [7; 8192]).unwrap();
+        let file = std::fs::File::open(&path).unwrap();
+        let owner = file.try_clone().unwrap();
+        let way = super::super::channel::Way::Cached;
+        let data = Arc::new(Data::new(file, None, way, owner));
+        let mut ring = Ring::new(data, 4).unwrap();
+        let buf = IoBuf::new(8192);
+        let memory = buf.as_ptr();
+        ring.submit(Op::Read { offset: 0, buf }, 1, 0);
+        assert!(!is_forbidden(memory), "not the kernel's yet");
+        ring.kick();
+        assert!(is_forbidden(memory) && is_forbidden(memory.wrapping_add(8191)));
+        let mut done = Vec::new();
+        while done.is_empty() {
+            ring.wait(Duration::from_secs(60));
+            ring.reap(&mut done);
+        }
+        assert_eq!(done[0].buf.as_ref().unwrap()[8191], 7);
+        assert!(!is_forbidden(memory));
     }
 
     #[test]

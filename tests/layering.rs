@@ -57,7 +57,7 @@ mod tests {
         ("secret", &["arena", "geometry", "zone"]),
         ("zone", &["geometry", "mutant"]),
         ("crypt", &["arena"]),
-        ("store", &[]),
+        ("store", &["guard"]),
         ("sandbox", &[]),
         ("arena", &[]),
         ("limit", &[]),

@@ -568,6 +568,69 @@ mod tests {
     }
 
     #[test]
+    fn a_medium_that_keeps_its_space_gives_nothing_back() {
+        let dir = on_disk();
+        let mut medium = file_in(dir.path(), Cache::Direct);
+        medium.keep_space();
+        medium.enable_data(Cache::Direct, BLOCK).unwrap();
+        let mut channel = Channel::new(ring(&medium), Waiting::Epoll);
+        let written = vec![1; 1 << 20];
+        channel.write(0, &written);
+        channel.run(Op::Sync).result.unwrap();
+        let blocks = || std::fs::metadata(medium.path()).unwrap().blocks();
+        let before = blocks();
+        let gone = Op::Deallocate {
+            offset: 0,
+            len: 1 << 20,
+        };
+        channel.run(gone).result.unwrap();
+        channel.run(Op::Sync).result.unwrap();
+        assert_eq!(blocks(), before);
+        assert!(channel.read(0, 1 << 20) == written);
+    }
+
+    #[test]
+    fn reading_a_hole_of_an_image_in_memory_leaves_it_a_hole() {
+        let Some(dir) = on_tmpfs() else { return };
+        let medium = file_in(dir.path(), Cache::Writeback);
+        let blocks = || std::fs::metadata(medium.path()).unwrap().blocks();
+        let mut channel = Channel::new(ring(&medium), Waiting::Epoll);
+        channel.write(1 << 20, &[7; 4096]);
+        assert_eq!(blocks(), 8);
+        assert_eq!(channel.read((1 << 20) - 4096, 12288)[4096..8192], [7; 4096]);
+        assert_eq!(channel.read(0, 65536), vec![0; 65536]);
+        channel.write((1 << 20) + 512, &[8; 512]);
+        assert_eq!(channel.read((1 << 20) + 512, 512), [8; 512]);
+        assert_eq!(blocks(), 8);
+        let gone = Op::Deallocate {
+            offset: 1 << 20,
+            len: 4096,
+        };
+        channel.run(gone).result.unwrap();
+        assert_eq!(channel.read(1 << 20, 4096), vec![0; 4096]);
+        assert_eq!(blocks(), 0);
+    }
+
+    #[test]
+    fn an_image_in_memory_that_shrinks_fails_what_is_gone_and_nothing_else() {
+        let Some(dir) = on_tmpfs() else { return };
+        let medium = file_in(dir.path(), Cache::Writeback);
+        let mut channel = Channel::new(ring(&medium), Waiting::Epoll);
+        channel.write(0, &vec![7; 1 << 20]);
+        assert_eq!(channel.read(0, 4096), [7; 4096]);
+        let file = File::options().write(true).open(medium.path()).unwrap();
+        file.set_len(512 << 10).unwrap();
+        let beyond = Op::Read {
+            offset: 768 << 10,
+            buf: IoBuf::new(4096),
+        };
+        assert!(channel.run(beyond).result.is_err());
+        assert_eq!(channel.read(256 << 10, 4096), [7; 4096]);
+        channel.write(256 << 10, &[8; 4096]);
+        assert_eq!(channel.read(256 << 10, 4096), [8; 4096]);
+    }
+
+    #[test]
     fn create_makes_what_was_asked_for_and_destroys_nothing() {
         let dir = on_disk();
         let path = dir.path().join("image");

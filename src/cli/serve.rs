@@ -68,6 +68,15 @@ impl From<CacheMode> for Cache {
     }
 }
 
+/// What becomes of the host's space of what the guest does not need any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DiscardMode {
+    /// The host gets it back
+    Unmap,
+    /// The image keeps it: for space that was reserved
+    Ignore,
+}
+
 /// What to do about a queue that was in use when a daemon was killed, if the front-end does not keep
 /// which of its requests were in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -114,6 +123,9 @@ pub(super) struct ServeArgs {
     /// How data gets to the host's disk
     #[arg(long, value_enum, default_value_t = CacheMode::Direct)]
     pub(super) cache: CacheMode,
+    /// What becomes of the host's space of a zone that is reset, or of blocks that are discarded
+    #[arg(long, value_enum, default_value_t = DiscardMode::Unmap)]
+    discard: DiscardMode,
     /// Zone keys held ready
     #[arg(long, value_name = "N", default_value_t = DEFAULT_SLOTS, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(super) keyslots: u32,
@@ -285,6 +297,9 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
             path: args.image.clone(),
             mismatch,
         });
+    }
+    if args.discard == DiscardMode::Ignore {
+        medium.keep_space();
     }
     medium.enable_data(args.cache.into(), unlocked.geometry().block_size().bytes())?;
     let direct = medium.is_direct();

@@ -6,7 +6,8 @@
 //!   reads that must wait for the device, syncs and deallocations go to the ring. (A write may
 //!   wait there while the kernel throttles whoever dirties pages faster than the device takes
 //!   them.)
-//! - A file in memory (tmpfs): the same, and no read ever waits.
+//! - A file in memory (tmpfs): the same, no read ever waits, and what exists of the file is copied from
+//!   and to a mapping of it ([`Mapped`]).
 //! - No io_uring on this host: everything inside of `submit`.
 //!
 //! A thread that is about to be forbidden to make rings makes one before ([`keep_ring`]). It keeps
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use log::info;
 
+use super::mapped::Mapped;
 use super::sys;
 use super::uring::Ring;
 use super::{Completion, Op, Part, Store, Token};
@@ -33,6 +35,10 @@ pub(super) struct Data {
     way: Way,
     /// One that goes through the page cache, if `file` does not.
     metadata: Option<File>,
+    /// The whole of a file in memory, unless the system does not want to map it.
+    mapped: Option<Mapped>,
+    /// What is deallocated keeps its space.
+    keeps_space: bool,
     /// The descriptor with the owner's lock: held for as long as anybody may write.
     _owner: File,
 }
@@ -53,8 +59,46 @@ impl Data {
             file,
             way,
             metadata,
+            mapped: None,
+            keeps_space: false,
             _owner: owner,
         }
+    }
+
+    /// Maps a file in memory of `len` bytes.
+    pub(super) fn map(&mut self, len: u64, writable: bool) -> io::Result<()> {
+        if self.way == Way::Memory {
+            self.mapped = Some(Mapped::new(&self.file, len, writable)?);
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_mapped(&self) -> bool {
+        self.mapped.is_some()
+    }
+
+    pub(super) fn keep_space(&mut self) {
+        self.keeps_space = true;
+    }
+
+    fn read_at_once(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let mapped = self.mapped.as_ref();
+        if mapped.is_some_and(|mapped| mapped.read(offset, buf)) {
+            return Ok(());
+        }
+        self.file.read_exact_at(buf, offset)
+    }
+
+    pub(super) fn write_at_once(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        let mapped = self.mapped.as_ref();
+        if mapped.is_some_and(|mapped| mapped.write(offset, buf)) {
+            return Ok(());
+        }
+        self.file.write_all_at(buf, offset)?;
+        if let Some(mapped) = mapped {
+            mapped.note_written(offset, buf.len());
+        }
+        Ok(())
     }
 
     pub(super) fn file(&self) -> &File {
@@ -187,12 +231,12 @@ impl FileStore {
     fn perform(&mut self, op: Op, token: Token) {
         let file = &self.data.file;
         let (result, buf) = match op {
-            Op::Read { offset, mut buf } => (file.read_exact_at(&mut buf, offset), Some(buf)),
+            Op::Read { offset, mut buf } => (self.data.read_at_once(offset, &mut buf), Some(buf)),
             Op::ReadMetadata { offset, mut buf } => {
                 let read = self.data.metadata().read_exact_at(&mut buf, offset);
                 (read, Some(buf))
             }
-            Op::Write { offset, buf } => (file.write_all_at(&buf, offset), Some(buf)),
+            Op::Write { offset, buf } => (self.data.write_at_once(offset, &buf), Some(buf)),
             Op::Sync => (file.sync_data(), None),
             Op::Deallocate { len: 0, .. } => (Ok(()), None),
             Op::Deallocate { offset, len } => {
@@ -263,7 +307,7 @@ impl Store for FileStore {
             (Part::Metadata, _) => (self.data.metadata(), Way::Cached),
         };
         match way {
-            Way::Memory => Some(file.read_exact_at(buf, offset)),
+            Way::Memory => Some(self.data.read_at_once(offset, buf)),
             Way::Cached if self.ring.is_some() => {
                 let read = sys::read_cached(file, offset, buf);
                 (read.ok()? == buf.len()).then_some(Ok(()))
@@ -273,6 +317,16 @@ impl Store for FileStore {
     }
 
     fn submit(&mut self, op: Op, token: Token) {
+        let op = match op {
+            Op::Deallocate { offset, .. } if self.data.keeps_space => {
+                Op::Deallocate { offset, len: 0 }
+            }
+            op => op,
+        };
+        if let (Op::Deallocate { offset, len }, Some(mapped)) = (&op, &self.data.mapped) {
+            // Before it goes, or somebody reads a hole by the mapping, and makes a page of it.
+            mapped.note_freed(*offset, *len);
+        }
         if self.ring.is_none() || is_empty(&op) {
             return self.perform(op, token);
         }

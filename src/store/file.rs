@@ -39,6 +39,7 @@ pub enum Cache {
 pub struct FileMedium {
     opened: Opened,
     data: Arc<Data>,
+    keeps_space: bool,
 }
 
 impl FileMedium {
@@ -91,18 +92,41 @@ impl FileMedium {
             Cache::Writeback => None,
         };
         let path = self.opened.path.display();
-        self.data = match direct {
+        let mut data = match direct {
             Some(data) => {
                 let unit = data.alignment();
                 info!("{path}: direct I/O in units of {unit} bytes");
-                Arc::new(data)
+                data
             }
-            None => {
-                info!("{path}: data goes through the host's page cache");
-                Arc::new(self.opened.cached_data()?)
-            }
+            None => self.mapped_or_cached()?,
         };
+        if self.keeps_space {
+            data.keep_space();
+        }
+        self.data = Arc::new(data);
         Ok(())
+    }
+
+    /// What is deallocated keeps its space from the next [`FileMedium::enable_data`] on: deallocations do
+    /// nothing. For images whose space was reserved.
+    pub fn keep_space(&mut self) {
+        self.keeps_space = true;
+    }
+
+    /// The way through the page cache, or past its system calls where the file is nothing else.
+    fn mapped_or_cached(&self) -> Result<Data, OpenError> {
+        let path = self.opened.path.display();
+        let mut data = self.opened.cached_data()?;
+        let len = self.size().map_err(self.opened.cannot("examine"))?;
+        // It works without as well.
+        if let Err(e) = data.map(len, self.opened.is_writable()) {
+            info!("{path}: cannot be mapped: {e}");
+        }
+        match data.is_mapped() {
+            true => info!("{path}: it lives in memory, and is mapped"),
+            false => info!("{path}: data goes through the host's page cache"),
+        }
+        Ok(data)
     }
 
     /// Whether data bypasses the host's page cache.
@@ -128,7 +152,11 @@ impl FileMedium {
 
     fn over(opened: Opened) -> Result<Self, OpenError> {
         let data = Arc::new(opened.cached_data()?);
-        Ok(Self { opened, data })
+        Ok(Self {
+            opened,
+            data,
+            keeps_space: false,
+        })
     }
 
     fn fill_new(opened: Opened, len: u64) -> Result<Self, OpenError> {
@@ -221,6 +249,13 @@ impl Medium for FileMedium {
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
         self.opened.meta.write_all_at(buf, offset)
+    }
+
+    fn write_loose_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        match self.data.is_mapped() {
+            true => self.data.write_at_once(offset, buf),
+            false => self.write_at(offset, buf),
+        }
     }
 
     fn forget_cached(&self) {

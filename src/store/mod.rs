@@ -14,6 +14,7 @@
 mod buffer;
 mod channel;
 mod file;
+mod mapped;
 #[doc(hidden)]
 pub mod mem;
 mod open;
@@ -148,6 +149,12 @@ pub trait Medium: Send + Sync + std::fmt::Debug + 'static {
 
     /// Writes metadata into the page cache (or beyond); the whole buffer or an error.
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()>;
+
+    /// The same for what is nothing before something else is written after it: if the daemon is killed
+    /// meanwhile, a part of it may be written, which [`Medium::write_at`] does not do.
+    fn write_loose_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.write_at(offset, buf)
+    }
 
     /// Lets go of what the page cache holds of the image and need not write back, so that reads see
     /// what is on the medium.

@@ -228,6 +228,10 @@ impl Opened {
         Ok(())
     }
 
+    pub(super) fn is_writable(&self) -> bool {
+        self.access == Access::ReadWrite
+    }
+
     /// The way through the page cache.
     pub(super) fn cached_data(&self) -> Result<Data, OpenError> {
         let data = self.open_again(0)?;
@@ -278,7 +282,7 @@ impl Opened {
     fn open_again(&self, flags: libc::c_int) -> Result<File, OpenError> {
         let file = OpenOptions::new()
             .read(true)
-            .write(self.access == Access::ReadWrite)
+            .write(self.is_writable())
             .custom_flags(flags)
             .open(&self.path)
             .map_err(self.cannot("open"))?;
@@ -297,7 +301,7 @@ impl Opened {
 
     /// Makes a description one that carries data, with the lock that says so.
     fn carrying(&self, file: File, way: Way) -> Result<Data, OpenError> {
-        if self.access == Access::ReadWrite {
+        if self.is_writable() {
             // Only an owner takes it alone, and the owner is here: a refusal is somebody else's.
             if !sys::lock(&file, IN_FLIGHT, Lock::Shared).map_err(self.cannot("lock"))? {
                 return Err(OpenError::InUse {

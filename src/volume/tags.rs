@@ -3,7 +3,8 @@
 //! *Writing.* The slots of blocks that were encrypted gather in a [`SlotWriter`], next to each other
 //! where the blocks are, and go out before the completion of any of them is looked at: into the page
 //! cache, so that a killed daemon loses none, in one call for each stretch of a zone however many
-//! requests made it. The page cache is also what keeps the last slot page of an open zone in memory
+//! requests made it. (Half a slot, which a kill may leave of an image in memory, is that of a block that no
+//! record counts yet.) The page cache is also what keeps the last slot page of an open zone in memory
 //! and writes it once.
 
 use std::io;
@@ -98,7 +99,7 @@ impl SlotWriter {
         let filled = self.runs.get(..self.used).unwrap_or_default();
         for run in filled {
             let offset = slot_offset(layout, run.zone, run.first);
-            if let Err(e) = medium.write_at(offset, &run.slots) {
+            if let Err(e) = medium.write_loose_at(offset, &run.slots) {
                 for &op in &run.ops {
                     failed(op, run.zone, &e);
                 }

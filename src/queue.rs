@@ -59,16 +59,20 @@ struct Flight {
     intents: Option<Intents>,
     /// If the queue counts.
     mark: Option<Mark>,
+    /// [`guard::faults`] as long as guest memory is whole.
+    faults: u64,
 }
 
 impl Payload for Flight {
     fn gather(&self, offset: u64, buf: &mut [u8]) -> Result<(), MemoryFault> {
+        self.chain.read_data(offset, buf)?;
         // Zeroes in place of what the guest had there must not become what it has on the disk.
-        whole(|| self.chain.read_data(offset, buf))
+        whole(self.faults)
     }
 
     fn scatter(&self, offset: u64, data: &[u8]) -> Result<(), MemoryFault> {
-        whole(|| self.chain.write(offset, data))
+        self.chain.write(offset, data)?;
+        whole(self.faults)
     }
 
     fn intend(&self, intent: Intent) {
@@ -95,15 +99,13 @@ impl From<RingError> for TrackError {
     }
 }
 
-/// Copies from or to guest memory. Fails if some of that went away meanwhile with its file, anywhere: it
-/// is the same front-end's.
-fn whole(copy: impl FnOnce() -> Result<(), MemoryFault>) -> Result<(), MemoryFault> {
-    let faults = guard::faults();
-    copy()?;
-    if guard::faults() == faults {
-        Ok(())
-    } else {
-        Err(MemoryFault)
+/// Fails if some of guest memory went away with its file since there were `before` faults, anywhere: it is
+/// the same front-end's. To be asked after a copy. That the copy itself met no fault is not enough: what
+/// went an earlier one has met, and found zeroes put there.
+fn whole(before: u64) -> Result<(), MemoryFault> {
+    match guard::faults() == before {
+        true => Ok(()),
+        false => Err(MemoryFault),
     }
 }
 
@@ -138,6 +140,8 @@ pub struct Worker<M: Medium> {
     begun_before: VecDeque<(u16, Past)>,
     /// The guest may not have been told of what it was answered before.
     untold: bool,
+    /// [`guard::faults`] as long as guest memory is whole.
+    faults: u64,
 }
 
 impl<M: Medium> Worker<M> {
@@ -156,6 +160,7 @@ impl<M: Medium> Worker<M> {
             inflight: None,
             begun_before: VecDeque::new(),
             untold: false,
+            faults: 0,
         }
     }
 
@@ -165,8 +170,9 @@ impl<M: Medium> Worker<M> {
     }
 
     /// Opens the channel if the queue has none. Returns the store's event, if it has one, when the
-    /// channel is new.
-    pub fn start(&mut self, depth: u16) -> io::Result<Option<RawFd>> {
+    /// channel is new. `faults`: what [`guard::faults`] counted when guest memory was whole; as soon as it
+    /// counts more, everything fails that takes from or puts into that memory.
+    pub fn start(&mut self, depth: u16, faults: u64) -> io::Result<Option<RawFd>> {
         use std::os::fd::AsRawFd;
         if self.channel.is_some() {
             return Ok(None);
@@ -174,6 +180,7 @@ impl<M: Medium> Worker<M> {
         let opened = channel(&self.volume, self.index, depth)?;
         let event = opened.store_event().map(|fd| fd.as_raw_fd());
         self.channel = Some(opened);
+        self.faults = faults;
         self.broken = false;
         self.listening = true;
         if let Some(stats) = &mut self.stats {
@@ -526,9 +533,12 @@ impl<M: Medium> Worker<M> {
             chain,
             intents: self.inflight.as_ref().map(InflightQueue::intents),
             mark,
+            faults: self.faults,
         };
         let outcome = match command {
             Err(status) => Outcome::Done(status, 0),
+            // What it asks for may have been read from zeroes.
+            Ok(_) if whole(self.faults).is_err() => Outcome::Done(Status::IoError, 0),
             Ok(Command::GetId) => self.get_id(&flight.chain),
             Ok(Command::Report(first)) => self.report(&flight.chain, first),
             Ok(command) => return Some((command, flight)),

@@ -16,7 +16,9 @@ use uuid::Uuid;
 
 use crate::arena;
 use crate::crypt::Cipher;
-use crate::device::{AllowedUids, DeviceOptions, ServeError, Server, Stop, WithoutInflight};
+use crate::device::{
+    AllowedUids, DeviceOptions, Ending, ServeError, Server, Stop, WithoutInflight,
+};
 use crate::format::Unlocked;
 use crate::format::image::unlock;
 use crate::geometry::Model;
@@ -319,39 +321,19 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     let volume = Arc::new(volume);
     announce(args, &volume, direct, server.path());
     let served = serve(args, &volume, &mut server, &stop, signals);
-    let unknown = matches!(
-        &served,
-        Ok(Served {
-            ended: Ok(true),
-            ..
-        })
-    );
-    let closed = match unknown {
-        true => volume.leave_open(),
-        false => volume.close(),
+    let (printer, ended) = match served {
+        Ok(Served { printer, ended }) => (printer, ended.map_err(CliError::from)),
+        Err(e) => (None, Err(e)),
     };
-    let served = match served {
-        Ok(Served { printer, ended }) => {
-            if let Some(printer) = printer {
-                printer.finish();
-            }
-            ended.map(|_| ()).map_err(CliError::from)
-        }
-        Err(e) => Err(e),
-    };
-    closed.map_err(CliError::volume(&args.image))?;
+    let closed = close(args, &volume, ended.as_ref().copied().ok());
+    if let Some(printer) = printer {
+        printer.finish();
+    }
+    let how = closed?;
     let keys = volume.keyslot_stats();
     let blocks = volume.integrity_stats();
-    let ended = match args.read_only {
-        true => "ended, nothing was changed",
-        false if unknown => {
-            "ended, all durable, and left as the killed daemon before this one did: no front-end has \
-             shown what was in flight then"
-        }
-        false => "closed in order",
-    };
     info!(
-        "{ended}, header number {}; bad blocks read: {}; tag slots read: {}; keyslots: {} \
+        "{how}, header number {}; bad blocks read: {}; tag slots read: {}; keyslots: {} \
          hits, {} programs, {} evictions",
         volume.header_sequence(),
         blocks.bad_blocks,
@@ -360,14 +342,45 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
         keys.programs,
         keys.evictions
     );
-    served
+    ended.map(|_| ())
+}
+
+/// Closes the disk as far as the way in which serving ended lets it be closed, and says how.
+fn close(
+    args: &ServeArgs,
+    volume: &Volume<FileMedium>,
+    ended: Option<Ending>,
+) -> Result<&'static str, CliError> {
+    if ended == Some(Ending::Stuck) {
+        return Err(CliError::Failure(format!(
+            "{}: the host's disk does not bring what is in flight to an end: ended without closing the \
+             disk, as if killed",
+            args.image.display()
+        )));
+    }
+    // The last that is heard if the host's disk is dead.
+    info!("closing the disk");
+    let unknown = ended == Some(Ending::Unknown);
+    let closed = match unknown {
+        true => volume.leave_open(),
+        false => volume.close(),
+    };
+    closed.map_err(CliError::volume(&args.image))?;
+    Ok(match args.read_only {
+        true => "ended, nothing was changed",
+        false if unknown => {
+            "ended, all durable, and left as the killed daemon before this one did: no front-end has \
+             shown what was in flight then"
+        }
+        false => "closed in order",
+    })
 }
 
 /// How serving ended.
 struct Served {
     printer: Option<Printer>,
     /// As [`Server::run`] says.
-    ended: Result<bool, ServeError>,
+    ended: Result<Ending, ServeError>,
 }
 
 /// Goes into the sandbox, thread by thread, and serves until `stop` is requested.

@@ -3,13 +3,19 @@
 //! The worker holds the ring's lock while it takes and answers, never while it waits for anything of the
 //! front-end's: whoever sets the ring up waits for the end of one pass at most. To bring a queue to rest
 //! is [`QueueHandle::ask_to_rest`] and then [`QueueHandle::await_rest`]: the ring must no longer be
-//! served by then ([`Ring::is_served`]), or the worker starts it again.
+//! served by then ([`Ring::is_served`], [`QueueHandle::pause`]), or the worker starts it again.
+//!
+//! A pass may wait for the host's disk, and one that is dead keeps the worker in the kernel with the lock.
+//! So the thread that talks with the front-end only ever tries for it ([`QueueHandle::reach`]). A ring that
+//! it cannot reach when the front-end leaves is [`left`](QueueHandle::stop_serving): the worker takes
+//! nothing more from it should it come back, and the ring is forgotten when it can be reached.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use log::error;
@@ -17,6 +23,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::refusal::Refusal;
 use super::ring::Ring;
 use super::sys;
 use crate::limit::LogLimit;
@@ -26,6 +33,16 @@ use crate::limit::LogLimit;
 pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
 /// The worker itself keeps to [`DRAIN_PATIENCE`]; after twice that it is stuck in the kernel.
 const REST_PATIENCE: Duration = Duration::from_secs(60);
+/// How long to try for the lock of a ring: a pass that takes longer waits for a disk that is as good as
+/// dead.
+const LOCK_PATIENCE: Duration = DRAIN_PATIENCE;
+/// The same for the ring of a worker that was given up: it may have come back.
+const LATE_PATIENCE: Duration = Duration::from_millis(100);
+/// How long a thread that rests may take to end: it has one thing left to do, a few times if the front-end
+/// is ill-natured.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks whether it has.
+const END_PAUSE: Duration = Duration::from_millis(1);
 /// After so long a worker may be waiting for a front-end that never reads what it is told, and that is
 /// looked after.
 const RELIEF: Duration = Duration::from_secs(1);
@@ -119,6 +136,12 @@ pub(super) struct QueueHandle {
     exit: AtomicBool,
     resting: Mutex<bool>,
     changed: Condvar,
+    /// Nothing is taken from the ring: its memory changes.
+    paused: AtomicBool,
+    /// The worker did not do in time what it was asked to.
+    late: AtomicBool,
+    /// The front-end is gone, and its ring could not be reached to say so.
+    left: AtomicBool,
 }
 
 impl QueueHandle {
@@ -135,6 +158,9 @@ impl QueueHandle {
             exit: AtomicBool::new(false),
             resting: Mutex::new(true),
             changed: Condvar::new(),
+            paused: AtomicBool::new(false),
+            late: AtomicBool::new(false),
+            left: AtomicBool::new(false),
         };
         handle.listen(handle.knock.as_raw_fd(), Wake::Knock)?;
         if let Some(mailbox) = mailbox {
@@ -157,8 +183,82 @@ impl QueueHandle {
         self.index
     }
 
+    /// For the worker: the ring, however long others set it up.
     pub(super) fn ring(&self) -> MutexGuard<'_, Ring> {
-        self.ring.lock()
+        let mut ring = self.ring.lock();
+        if self.left.load(Ordering::Acquire) {
+            ring.stop();
+        }
+        ring
+    }
+
+    /// For everybody else: the ring.
+    ///
+    /// # Errors
+    /// [`Refusal::Stuck`]: its worker does not let go of it.
+    pub(super) fn reach(&self) -> Result<MutexGuard<'_, Ring>, Refusal> {
+        self.reach_by(Self::lock_deadline())
+    }
+
+    /// When patience ends with the locks of all queues together.
+    pub(super) fn lock_deadline() -> Instant {
+        Instant::now() + LOCK_PATIENCE
+    }
+
+    fn reach_by(&self, deadline: Instant) -> Result<MutexGuard<'_, Ring>, Refusal> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let patience = match self.late.load(Ordering::Acquire) {
+            true => LATE_PATIENCE,
+            false => left.max(LATE_PATIENCE),
+        };
+        let Some(mut ring) = self.ring.try_lock_for(patience) else {
+            self.note_late();
+            return Err(Refusal::Stuck(self.index));
+        };
+        self.late.store(false, Ordering::Release);
+        if self.left.load(Ordering::Acquire) {
+            match self.is_resting() {
+                true => {
+                    ring.forget();
+                    self.left.store(false, Ordering::Release);
+                }
+                false => ring.stop(),
+            }
+        }
+        Ok(ring)
+    }
+
+    fn note_late(&self) {
+        if !self.late.swap(true, Ordering::AcqRel) {
+            error!(
+                "queue {}: its worker does not come back from the host's disk; until it does the queue \
+                 serves nobody",
+                self.index
+            );
+        }
+    }
+
+    /// Has nothing be taken from the ring until [`QueueHandle::go_on`].
+    pub(super) fn pause(&self) {
+        self.paused.store(true, Ordering::Release);
+    }
+
+    /// The end of a pause.
+    pub(super) fn go_on(&self) {
+        self.paused.store(false, Ordering::Release);
+        self.knock();
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
+    }
+
+    /// Takes no more chains, for a front-end that leaves: `deadline` is for the lock.
+    pub(super) fn stop_serving(&self, deadline: Instant) {
+        match self.reach_by(deadline) {
+            Ok(mut ring) => ring.stop(),
+            Err(_) => self.left.store(true, Ordering::Release),
+        }
     }
 
     /// Where the worker waits.
@@ -227,28 +327,42 @@ impl QueueHandle {
         }
     }
 
-    /// Waits until what was in flight is answered. `false` if that did not happen.
-    pub(super) fn await_rest(&self) -> bool {
-        let deadline = Instant::now() + REST_PATIENCE;
+    /// Waits until what was in flight is answered. `false` if that did not happen by `deadline`, or once
+    /// more after the worker was relieved.
+    pub(super) fn await_rest(&self, deadline: Instant) -> bool {
         let mut resting = self.resting.lock();
+        let mut relieved = false;
         while !*resting {
             let late = self.changed.wait_for(&mut resting, RELIEF).timed_out();
-            if late && !*resting {
-                self.call.relieve();
-                self.error.relieve();
-                if Instant::now() >= deadline {
-                    error!("queue {}: its worker did not come to rest", self.index);
-                    return false;
-                }
+            if !late || *resting {
+                continue;
             }
+            let over = self.late.load(Ordering::Acquire) || Instant::now() >= deadline;
+            if over && relieved {
+                self.note_late();
+                return false;
+            }
+            self.relieve();
+            relieved = true;
         }
         true
+    }
+
+    /// When patience ends with queues that are asked to rest now.
+    pub(super) fn rest_deadline() -> Instant {
+        Instant::now() + REST_PATIENCE
     }
 
     /// Both, for a queue alone.
     pub(super) fn rest(&self) -> bool {
         self.ask_to_rest();
-        self.await_rest()
+        self.await_rest(Self::rest_deadline())
+    }
+
+    /// Lets the worker go on that waits for the front-end to read what it was told.
+    pub(super) fn relieve(&self) {
+        self.call.relieve();
+        self.error.relieve();
     }
 
     pub(super) fn is_resting(&self) -> bool {
@@ -263,6 +377,7 @@ impl QueueHandle {
         if resting {
             // Whoever asked twice meant this rest, not the next.
             self.stop.store(false, Ordering::Release);
+            self.late.store(false, Ordering::Release);
         }
         self.changed.notify_all();
     }
@@ -284,13 +399,32 @@ impl QueueHandle {
         self.knock();
     }
 
+    /// Waits for the end of the thread, which was told. It may be telling a front-end that does not read,
+    /// and may then fall to it again. `false`: it is best left behind.
+    pub(super) fn await_end(&self, thread: &JoinHandle<()>) -> bool {
+        let deadline = Instant::now() + END_PATIENCE;
+        while !thread.is_finished() {
+            if Instant::now() >= deadline {
+                error!("queue {}: its worker does not end", self.index);
+                return false;
+            }
+            self.relieve();
+            thread::sleep(END_PAUSE);
+        }
+        true
+    }
+
     pub(super) fn is_ending(&self) -> bool {
         self.exit.load(Ordering::Acquire)
     }
 
-    /// As if no front-end had ever set it up. It must be at rest, or never come there.
+    /// As if no front-end had ever set it up. It must be at rest, or be late.
     pub(super) fn reset(&self) {
-        self.ring.lock().reset();
+        match self.reach_by(Instant::now()) {
+            Ok(mut ring) => ring.reset(),
+            Err(_) => self.left.store(true, Ordering::Release),
+        }
+        self.paused.store(false, Ordering::Release);
         for told in [&self.call, &self.error] {
             told.set(None);
             // The worker may be held by what it told before the ring ever ran.

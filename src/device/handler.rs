@@ -142,7 +142,7 @@ impl<M: Medium> Handler<M> {
             self.give_up();
         }
         {
-            let mut ring = queue.ring();
+            let mut ring = queue.reach()?;
             // One that went on working for a front-end that left.
             if !ring.is_started() && !queue.is_resting() {
                 return Err(Refusal::Busy(queue.index()));
@@ -161,7 +161,7 @@ impl<M: Medium> Handler<M> {
         // Whatever cannot be mapped is found out before anything is touched.
         let next = change(&self.memory)?;
         for queue in self.device.queues() {
-            queue.ring().paused = true;
+            queue.pause();
         }
         let rested = self.device.rest();
         let before = if rested {
@@ -172,8 +172,7 @@ impl<M: Medium> Handler<M> {
             next
         };
         for queue in self.device.queues() {
-            queue.ring().paused = false;
-            queue.knock();
+            queue.go_on();
         }
         self.device.retire(before.without_those_of(&self.memory));
         if rested {
@@ -186,7 +185,10 @@ impl<M: Medium> Handler<M> {
     /// is broken.
     fn use_memory(&self) {
         for queue in self.device.queues() {
-            let mut ring = queue.ring();
+            // One that cannot be reached keeps what it has, until its front-end's ring is forgotten.
+            let Ok(mut ring) = queue.reach() else {
+                continue;
+            };
             let Err(refusal) = ring.set_memory(&self.memory) else {
                 continue;
             };
@@ -212,7 +214,7 @@ impl<M: Medium> Handler<M> {
             return Err(Refusal::Features(unknown));
         }
         let queues = self.device.queues();
-        let runs = queues.iter().any(|queue| queue.ring().is_started());
+        let runs = self.device.is_any_started()?;
         if runs && features != self.device.acked_features() {
             return Err(Refusal::FeaturesInUse);
         }
@@ -220,7 +222,7 @@ impl<M: Medium> Handler<M> {
         // Without the bit there is no message to enable a ring by.
         let enable = features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0;
         for queue in queues {
-            let mut ring = queue.ring();
+            let mut ring = queue.reach()?;
             ring.queue.set_event_idx(self.device.has_event_index());
             ring.enabled |= enable;
             drop(ring);
@@ -232,30 +234,26 @@ impl<M: Medium> Handler<M> {
     fn set_addresses(&mut self, index: u32, addresses: Addresses) -> Result<(), Refusal> {
         let queue = Arc::clone(self.queue(index)?);
         let runs = {
-            let mut ring = queue.ring();
+            let mut ring = queue.reach()?;
             if !ring.is_started() {
                 ring.set_addresses(addresses, &self.memory)?;
             } else if ring.has_addresses(&addresses) {
                 // Front-ends repeat them to say something of the flags.
                 return Ok(());
             }
-            ring.paused = ring.is_started();
-            ring.paused
+            ring.is_started()
         };
         if !runs {
             return self.try_start(&queue);
         }
-        let rested = queue.rest();
-        let moved = {
-            let mut ring = queue.ring();
-            let moved = match rested {
-                true => ring.relocate(addresses, &self.memory),
-                false => Err(Refusal::Busy(queue.index())),
-            };
-            ring.paused = false;
-            moved
+        queue.pause();
+        let moved = match queue.rest() {
+            true => queue
+                .reach()
+                .and_then(|mut ring| ring.relocate(addresses, &self.memory)),
+            false => Err(Refusal::Busy(queue.index())),
         };
-        queue.knock();
+        queue.go_on();
         moved
     }
 
@@ -264,13 +262,13 @@ impl<M: Medium> Handler<M> {
         Self::refuse_foreign(event.as_ref())?;
         let event = event.ok_or(Refusal::NoKick(index))?;
         let kick = Kick::listen(event, queue.events(), Wake::Kick.token())?;
-        queue.ring().set_kick(kick);
+        queue.reach()?.set_kick(kick);
         self.try_start(&queue)
     }
 
     fn set_tracked(&mut self, handed: &VhostUserInflight, file: File) -> Result<(), Refusal> {
         let queues = self.device.queues();
-        if queues.iter().any(|queue| queue.ring().is_started()) {
+        if self.device.is_any_started()? {
             return Err(Refusal::TrackedInUse);
         }
         let volume = self.device.volume();
@@ -283,7 +281,7 @@ impl<M: Medium> Handler<M> {
             self.give_up = Some(Instant::now() + RETURN_PATIENCE);
         }
         for queue in queues {
-            queue.ring().tracked = Some(Arc::clone(&tracked));
+            queue.reach()?.tracked = Some(Arc::clone(&tracked));
         }
         if !tracked.region().write_cache() {
             self.device.keep_write_cache_off();
@@ -295,12 +293,12 @@ impl<M: Medium> Handler<M> {
     /// Brings a queue to rest. The index of the next chain that it would take.
     fn stop(&mut self, index: u32) -> Result<u16, Refusal> {
         let queue = self.queue(index)?;
-        queue.ring().stop();
+        queue.reach()?.stop();
         if !queue.rest() {
             return Err(Refusal::Busy(queue.index()));
         }
         queue.set_call(None);
-        let base = queue.ring().base();
+        let base = queue.reach()?.base();
         Ok(base)
     }
 }
@@ -322,7 +320,7 @@ impl<M: Medium> VhostUserBackendReqHandlerMut for Handler<M> {
     /// Deprecated; the protocol says to disable all rings or to ignore it.
     fn reset_owner(&mut self) -> ProtocolResult<()> {
         for queue in self.device.queues() {
-            queue.ring().enabled = false;
+            queue.reach()?.enabled = false;
         }
         self.owned = false;
         Ok(())
@@ -356,7 +354,7 @@ impl<M: Medium> VhostUserBackendReqHandlerMut for Handler<M> {
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> ProtocolResult<()> {
-        Ok(self.queue(index)?.ring().set_size(num)?)
+        Ok(self.queue(index)?.reach()?.set_size(num)?)
     }
 
     fn set_vring_addr(
@@ -377,7 +375,7 @@ impl<M: Medium> VhostUserBackendReqHandlerMut for Handler<M> {
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> ProtocolResult<()> {
-        Ok(self.queue(index)?.ring().set_base(base)?)
+        Ok(self.queue(index)?.reach()?.set_base(base)?)
     }
 
     fn get_vring_base(&mut self, index: u32) -> ProtocolResult<VhostUserVringState> {
@@ -428,7 +426,7 @@ impl<M: Medium> VhostUserBackendReqHandlerMut for Handler<M> {
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> ProtocolResult<()> {
         let queue = self.queue(index)?;
-        queue.ring().enabled = enable;
+        queue.reach()?.enabled = enable;
         queue.knock();
         Ok(())
     }
@@ -489,11 +487,15 @@ impl<M: Medium> VhostUserBackendReqHandlerMut for Handler<M> {
         file: File,
         _postcopy: Option<bool>,
     ) -> ProtocolResult<Option<VhostUserMemoryRegionBase>> {
-        let add = || Ok::<_, Refusal>(self.memory.with(vec![(Place::of(region)?, file)])?);
+        let add = || {
+            let added = self.memory.with(vec![(Place::of(region)?, file)])?;
+            self.device.is_any_started()?;
+            Ok::<_, Refusal>(added)
+        };
         self.memory = add()?;
         // What is in flight works with what was there, and that stays where it is.
         for queue in self.device.queues() {
-            queue.ring().add_memory(&self.memory);
+            queue.reach()?.add_memory(&self.memory);
         }
         Ok(None)
     }

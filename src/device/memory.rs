@@ -91,7 +91,7 @@ impl Place {
 pub(super) struct Region {
     place: Place,
     mapping: Arc<GuestRegionMmap>,
-    _guarded: Guarded,
+    guarded: Guarded,
 }
 
 impl Region {
@@ -114,7 +114,7 @@ impl Region {
         Ok(Self {
             place,
             mapping: Arc::new(mapping),
-            _guarded: guarded,
+            guarded,
         })
     }
 
@@ -197,6 +197,11 @@ impl Table {
             regions,
             map: Arc::new(map),
         })
+    }
+
+    /// Whether nothing of it went away with the file that it is in.
+    pub(super) fn is_whole(&self) -> bool {
+        !self.regions.iter().any(|region| region.guarded.is_lost())
     }
 
     /// The memory as the guest addresses it.

@@ -53,5 +53,5 @@ mod tracked;
 mod worker;
 
 pub use options::{DeviceOptions, ThreadHook, ThreadKind, WithoutInflight};
-pub use server::{ServeError, Server, Stop};
+pub use server::{Ending, ServeError, Server, Stop};
 pub use socket::{AllowedUids, SocketError};

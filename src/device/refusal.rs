@@ -28,10 +28,16 @@ pub(super) enum Refusal {
     Base { index: u32, base: u32 },
     #[error("queue {0}: the {1} ring is not in one region of the memory that was shared")]
     RingAddress(u16, &'static str),
+    #[error("queue {0}: the {1} ring is not at a multiple of {2} bytes")]
+    RingAlignment(u16, &'static str, u64),
+    #[error("queue {0}: some of the memory that is shared went away (its file shrank)")]
+    MemoryGone(u16),
     #[error("queue {0}: its memory cannot be read")]
     RingMemory(u16),
     #[error("queue {0}: what was in flight has not ended yet")]
     Busy(u16),
+    #[error("queue {0}: its worker does not come back from the host's disk")]
+    Stuck(u16),
     #[error("queue {0}: a queue that is not kicked would have to be polled, which is not offered")]
     NoKick(u8),
     #[error("the descriptor for a kick, call or error is no eventfd")]

@@ -1,8 +1,8 @@
 //! What the front-end said of one queue, and whether it may be served.
 //!
 //! A ring is *configured* when it has a kick and addresses that lie in shared memory; from then on until
-//! GET_VRING_BASE or a reset it is *started*. Its chains are taken while it is also *enabled*, not
-//! *paused* (which is ours: the memory changes) and not *broken*.
+//! GET_VRING_BASE or a reset it is *started*. Its chains are taken while it is also *enabled* and not
+//! *broken*, unless the queue is paused ([`super::handle`]: its memory changes).
 //!
 //! Who validates: size, addresses and position are checked here when they are set, and the addresses
 //! once more with the ring's full length when it starts and when the memory changes. The contents of the
@@ -28,6 +28,10 @@ const DESCRIPTOR: u64 = 16;
 const AVAILABLE: u64 = 6;
 /// Bytes of a used ring besides 8 for each entry.
 const USED: u64 = 6;
+/// What the address of each must be a multiple of (virtio 1.4, 2.7).
+const DESCRIPTOR_ALIGNMENT: u64 = 16;
+const AVAILABLE_ALIGNMENT: u64 = 2;
+const USED_ALIGNMENT: u64 = 4;
 
 /// Where the three parts lie, as the front-end addresses its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,14 +91,13 @@ pub(super) struct Ring {
     kick: Option<Kick>,
     started: bool,
     pub(super) enabled: bool,
-    pub(super) paused: bool,
     /// Nothing is taken until it is set up anew; the guest was told by the error event.
     pub(super) broken: bool,
     /// What the front-end keeps of its requests in flight: then that says where the ring goes on, and
     /// SET_VRING_BASE counts for nothing.
     pub(super) tracked: Option<Arc<Tracked>>,
-    /// Of [`guard::faults`], those that are none of this ring's memory.
-    pub(super) faults: u64,
+    /// Of [`guard::faults`], those before this ring had its memory, which was whole then.
+    faults: u64,
 }
 
 impl Ring {
@@ -107,7 +110,6 @@ impl Ring {
             kick: None,
             started: false,
             enabled: false,
-            paused: false,
             broken: false,
             tracked: None,
             faults: 0,
@@ -116,7 +118,7 @@ impl Ring {
 
     /// Whether chains are taken from it.
     pub(super) fn is_served(&self) -> bool {
-        self.started && self.enabled && !self.paused && !self.broken
+        self.started && self.enabled && !self.broken
     }
 
     /// Whether it was started and not stopped since.
@@ -127,6 +129,11 @@ impl Ring {
     /// Whether its memory went away since it was set up.
     pub(super) fn has_faults(&self) -> bool {
         self.started && guard::faults() != self.faults
+    }
+
+    /// [`guard::faults`] as long as none of its memory went away.
+    pub(super) fn faults(&self) -> u64 {
+        self.faults
     }
 
     /// SET_VRING_NUM.
@@ -186,19 +193,19 @@ impl Ring {
         let located = self.locate(&addresses, table, self.queue.size())?;
         self.place(located)?;
         self.memory = Arc::clone(table.map());
+        self.count_faults(table)?;
         let used = self
             .queue
             .used_idx(self.memory.as_ref(), Ordering::Relaxed)
             .map_err(|_| Refusal::RingMemory(self.index))?;
         self.queue.set_next_used(used.0);
         self.queue.set_ready(true);
-        self.faults = guard::faults();
         self.broken = false;
         self.started = true;
         Ok(true)
     }
 
-    /// The parts of a running, paused ring at new addresses.
+    /// The parts of a ring that runs, while its queue is paused, at new addresses.
     pub(super) fn relocate(&mut self, addresses: Addresses, table: &Table) -> Result<(), Refusal> {
         let located = self.locate(&addresses, table, self.queue.size())?;
         self.place(located)?;
@@ -206,15 +213,25 @@ impl Ring {
         Ok(())
     }
 
-    /// Other memory. A ring that runs and is paused is found again in it, or not.
+    /// Other memory. A ring that runs, while its queue is paused, is found again in it, or not.
     pub(super) fn set_memory(&mut self, table: &Table) -> Result<(), Refusal> {
         self.memory = Arc::clone(table.map());
         match self.addresses {
             Some(addresses) if self.started => {
-                self.faults = guard::faults();
+                self.count_faults(table)?;
                 self.relocate(addresses, table)
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Counts faults from now on, of memory that had none: zeros in place of what went stay zeros.
+    fn count_faults(&mut self, table: &Table) -> Result<(), Refusal> {
+        // Before the look: what goes after it is counted.
+        self.faults = guard::faults();
+        match table.is_whole() {
+            true => Ok(()),
+            false => Err(Refusal::MemoryGone(self.index)),
         }
     }
 
@@ -236,21 +253,40 @@ impl Ring {
         self.queue.reset();
         self.addresses = None;
         self.enabled = false;
-        self.paused = false;
         self.broken = false;
         self.tracked = None;
     }
 
+    /// As [`Ring::reset`], and forgets its memory too.
+    pub(super) fn forget(&mut self) {
+        self.reset();
+        self.memory = Arc::new(GuestMemoryMmap::new());
+    }
+
     fn locate(&self, addresses: &Addresses, table: &Table, size: u16) -> Result<Located, Refusal> {
         let entries = u64::from(size);
-        let part = |what, user, len: u64| {
+        let part = |what, user, len: u64, alignment: u64| {
             let found = table.guest_address(user, len.max(1));
-            found.ok_or(Refusal::RingAddress(self.index, what))
+            let at = found.ok_or(Refusal::RingAddress(self.index, what))?;
+            match at.0.is_multiple_of(alignment) {
+                true => Ok(at),
+                false => Err(Refusal::RingAlignment(self.index, what, alignment)),
+            }
         };
+        let Addresses {
+            descriptors,
+            available,
+            used,
+        } = *addresses;
+        let [table_len, available_len, used_len] = [
+            entries * DESCRIPTOR,
+            AVAILABLE + entries * 2,
+            USED + entries * 8,
+        ];
         Ok(Located {
-            descriptors: part("descriptor", addresses.descriptors, entries * DESCRIPTOR)?,
-            available: part("available", addresses.available, AVAILABLE + entries * 2)?,
-            used: part("used", addresses.used, USED + entries * 8)?,
+            descriptors: part("descriptor", descriptors, table_len, DESCRIPTOR_ALIGNMENT)?,
+            available: part("available", available, available_len, AVAILABLE_ALIGNMENT)?,
+            used: part("used", used, used_len, USED_ALIGNMENT)?,
         })
     }
 

@@ -47,6 +47,20 @@ pub enum ServeError {
     System(#[from] io::Error),
 }
 
+/// How serving ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "it says whether the disk may be closed"]
+pub enum Ending {
+    /// What front-ends asked for is done and answered.
+    InOrder,
+    /// The same. But a daemon before this one was killed, and what became of its requests is still unknown
+    /// ([`Volume::leave_open`]).
+    Unknown,
+    /// The host's disk keeps requests, and the thread of their queue with them: the disk is to be left as it
+    /// is, as a kill would leave it.
+    Stuck,
+}
+
 /// A way to end [`Server::run`] from another thread.
 #[derive(Debug)]
 pub struct Stop {
@@ -116,14 +130,13 @@ impl Server {
     }
 
     /// Serves one front-end after another until `stop` is requested. What one had in flight is brought to
-    /// an end before the next. `true`: a daemon before this one was killed, and what became of its requests
-    /// is still unknown ([`Volume::leave_open`]).
+    /// an end before the next.
     pub fn run<M: Medium>(
         &mut self,
         volume: &Arc<Volume<M>>,
         options: &DeviceOptions,
         stop: &Stop,
-    ) -> Result<bool, ServeError> {
+    ) -> Result<Ending, ServeError> {
         guard::install()?;
         let device = Arc::new(Device::new(Arc::clone(volume), options.clone())?);
         let threads = device.start_threads()?;
@@ -145,8 +158,14 @@ impl Server {
             }
         }
         drop(threads);
+        if device.busy().is_some() {
+            return Ok(Ending::Stuck);
+        }
         device.past().next_front_end();
-        Ok(device.past().is_unknown())
+        Ok(match device.past().is_unknown() {
+            true => Ending::Unknown,
+            false => Ending::InOrder,
+        })
     }
 
     /// Serves one front-end to its end. An error is ours, not the front-end's.

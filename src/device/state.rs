@@ -17,6 +17,7 @@ use super::handle::QueueHandle;
 use super::memory::Region;
 use super::options::{DeviceOptions, ThreadKind};
 use super::past::Past;
+use super::refusal::Refusal;
 use super::ring::Ring;
 use super::tracked::Tracked;
 use super::worker::QueueThread;
@@ -127,21 +128,38 @@ impl<M: Medium> Device<M> {
         for queue in &self.queues {
             queue.ask_to_rest();
         }
-        // Each gets its time, whatever became of those before it.
-        let rested = self.queues.iter().filter(|queue| queue.await_rest());
+        // All in the same time.
+        let deadline = QueueHandle::rest_deadline();
+        let rested = self
+            .queues
+            .iter()
+            .filter(|queue| queue.await_rest(deadline));
         rested.count() == self.queues.len()
     }
 
     /// Stops all queues and forgets how they were set up. `false` if one did not come to rest.
     pub(super) fn stop_all(&self) -> bool {
+        let deadline = QueueHandle::lock_deadline();
         for queue in &self.queues {
-            queue.ring().stop();
+            queue.stop_serving(deadline);
         }
         let rested = self.rest();
         for queue in &self.queues {
             queue.reset();
         }
         rested
+    }
+
+    /// Whether a ring is started, and all can be reached.
+    ///
+    /// # Errors
+    /// [`Refusal::Stuck`].
+    pub(super) fn is_any_started(&self) -> Result<bool, Refusal> {
+        let mut any = false;
+        for queue in &self.queues {
+            any |= queue.reach()?.is_started();
+        }
+        Ok(any)
     }
 
     /// A queue that is not at rest, if there is one.
@@ -301,7 +319,7 @@ impl Drop for Threads {
         }
         for (queue, thread) in self.0.drain(..) {
             // One that is stuck in the kernel is left behind: waiting for it would be for ever.
-            if queue.is_resting() && thread.join().is_err() {
+            if queue.is_resting() && queue.await_end(&thread) && thread.join().is_err() {
                 error!("queue {}: its worker ended badly", queue.index());
             }
         }

@@ -19,6 +19,10 @@ use crate::limit::LogLimit;
 use crate::queue::{PollWindow, Worker};
 use crate::store::Medium;
 
+/// Milliseconds until a queue that could not be started is tried again: what it lacked, memory or
+/// descriptors, comes back when others let go of it.
+const RETRY_PAUSE_MS: i32 = 500;
+
 static TROUBLE: LogLimit = LogLimit::new();
 /// Guests start their queues as often as they like.
 static UNTRACKED: LogLimit = LogLimit::new();
@@ -31,6 +35,8 @@ pub(super) struct QueueThread<M: Medium> {
     window: PollWindow,
     /// The region that the worker keeps up to date, guarded for as long as it does.
     tracked: Option<Arc<Tracked>>,
+    /// The queue could not be started. Its guest has kicked and does not know: it is tried again.
+    retries: bool,
 }
 
 impl<M: Medium> QueueThread<M> {
@@ -52,6 +58,7 @@ impl<M: Medium> QueueThread<M> {
             worker,
             window: PollWindow::new(options.poll),
             tracked: None,
+            retries: false,
         };
         thread::Builder::new()
             .name(format!("queue-{index}"))
@@ -66,7 +73,8 @@ impl<M: Medium> QueueThread<M> {
         let events = Arc::clone(self.queue.events());
         loop {
             let mut ready = [EpollEvent::default(); 4];
-            let count = match events.wait(-1, &mut ready) {
+            let patience = if self.retries { RETRY_PAUSE_MS } else { -1 };
+            let count = match events.wait(patience, &mut ready) {
                 Ok(count) => count,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
                 Err(e) => {
@@ -92,6 +100,7 @@ impl<M: Medium> QueueThread<M> {
     /// Everything that there is to do now.
     fn serve(&mut self) {
         let handle = Arc::clone(&self.queue);
+        self.retries = false;
         self.window.woken();
         loop {
             let mut ring = handle.ring();
@@ -102,7 +111,7 @@ impl<M: Medium> QueueThread<M> {
                 handle.set_resting(true);
                 return;
             }
-            let accept = ring.is_served() && !ring.has_faults();
+            let accept = ring.is_served() && !handle.is_paused() && !ring.has_faults();
             if accept && !self.worker.is_started() && !self.start(&mut ring) {
                 let lost = ring.broken;
                 drop(ring);
@@ -180,7 +189,7 @@ impl<M: Medium> QueueThread<M> {
         let options = self.device.options();
         self.queue.set_resting(false);
         self.window = PollWindow::new(options.poll);
-        let opened = self.worker.start(options.limits.queue_size);
+        let opened = self.worker.start(options.limits.queue_size, ring.faults());
         let listened = opened.and_then(|event| match event {
             Some(fd) => self.queue.listen(fd, Wake::Store),
             None => Ok(()),
@@ -188,11 +197,12 @@ impl<M: Medium> QueueThread<M> {
         if let Err(e) = listened {
             if let Some(more) = TROUBLE.allow() {
                 let index = self.queue.index();
-                error!("queue {index}: cannot start: {e} ({more} more like it)");
+                error!("queue {index}: cannot start: {e}; trying again ({more} more like it)");
             }
             // It may have got half of the way.
             self.drain(ring);
             self.queue.set_resting(true);
+            self.retries = true;
             return false;
         }
         self.track(ring)

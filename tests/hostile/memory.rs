@@ -9,10 +9,11 @@ use vhost::vhost_user::message::FrontendReq;
 
 use crate::common::frontend::{Frontend, Options};
 use crate::common::memory::{Region, Span};
-use crate::common::request::status;
+use crate::common::queue::{QueueError, RawDescriptor};
+use crate::common::request::{POISON, status};
 use crate::common::ring::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor};
 use crate::common::wire::{WireError, longs, words};
-use crate::stage::{Case, Parts, Seen, Stage, Want, case, raw, tell};
+use crate::stage::{Case, Parts, SOON, Seen, Stage, Want, case, raw, tell};
 
 const N: u16 = DESC_NEXT;
 const W: u16 = DESC_WRITE;
@@ -451,7 +452,66 @@ fn shrinking() -> Vec<Case> {
             crate::stage::send(q, &chain, parts.status)
         },
     ));
+    cases.push(case(
+        "the file of the memory shrinks under the data of two writes of a pass",
+        Want::Failed,
+        |stage| {
+            let (f, chains) = lost_writes(stage);
+            let q = f.queue();
+            let status = chains[1][2].addr;
+            let tickets = chains.map(|chain| q.submit_raw(&chain).expect("room in the ring"));
+            q.kick();
+            // The first one may stop the queue, and the second one be answered before.
+            match tickets.map(|ticket| q.wait(ticket, SOON)) {
+                [_, Ok(done)] => {
+                    let code = q.ram.read(Span::new(status, 1))[0];
+                    Seen::Answered((code != POISON).then_some(code), done.used_len)
+                }
+                [_, Err(QueueError::TimedOut | QueueError::Stopped)] => Seen::Answered(None, 0),
+                other => Seen::Wrong(format!("{other:?}")),
+            }
+        },
+    ));
+    cases.push(case(
+        "a ring that starts again in memory whose file shrank",
+        Want::NotTaken,
+        |stage| {
+            let (f, [first, second]) = lost_writes(stage);
+            let q = f.queue();
+            let seen = crate::stage::send(q, &first, Span::new(first[2].addr, 1));
+            if !Want::Failed.allows(&seen) && !Want::QueueStops.allows(&seen) {
+                return seen;
+            }
+            if let Err(e) = f.stop_queue(0) {
+                return Seen::Wrong(format!("the queue cannot be stopped: {e}"));
+            }
+            match f.start_queue(0) {
+                Ok(()) => crate::stage::send(f.queue(), &second, Span::new(second[2].addr, 1)),
+                Err(WireError::Closed) => Seen::Closed,
+                Err(WireError::Refused(code)) => Seen::Nack(code),
+                Err(e) => Seen::Wrong(e.to_string()),
+            }
+        },
+    ));
     cases
+}
+
+/// Two writes of the first block, whose data was in the second region before its file became empty.
+fn lost_writes(stage: &mut Stage) -> (&mut Frontend, [[RawDescriptor; 3]; 2]) {
+    let f = stage.fresh();
+    let second = f.ram.regions()[1].span.start;
+    let q = f.queue();
+    let chains = [0, 1].map(|_| {
+        let parts = Parts::new(q);
+        [
+            raw(parts.write, N, 1),
+            raw(Span::new(second, 4096), N, 2),
+            raw(parts.status, W, 0),
+        ]
+    });
+    q.ram.write(second, &[0x11; 4096]);
+    q.ram.shrink(1);
+    (f, chains)
 }
 
 fn shrink_under(stage: &mut Stage, lost: Lost) -> Seen {

@@ -407,6 +407,10 @@ fn later(
         f.queue().assert_alive();
         let (code, body) = message(f, &start);
         let told = tell(f, code as u32, &body, &[]);
+        if matches!(told, Seen::Nack(_)) {
+            // A message that is refused changes nothing.
+            f.queue().assert_alive();
+        }
         if told != Seen::Taken {
             return told;
         }
@@ -445,6 +449,27 @@ fn after_the_start() -> Vec<Case> {
                 },
             ));
         }
+    }
+    for (part, off) in [(0, 8), (1, 1), (2, 2)] {
+        let mut moving = later(
+            format!(
+                "all parts moved while the queue runs, {} {off} bytes off",
+                PART_NAMES[part]
+            ),
+            move |_, start| {
+                let mut moved = Start {
+                    desc: start.desc + 16,
+                    avail: start.avail + 16,
+                    used: start.used + 16,
+                    ..*start
+                };
+                let aligned = put(&mut moved, part, 0);
+                put(&mut moved, part, aligned + off);
+                (FrontendReq::SET_VRING_ADDR, address_body(&moved))
+            },
+        );
+        moving.want = Want::NotTaken;
+        cases.push(moving);
     }
     cases
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use zonevault::device::{AllowedUids, DeviceOptions, Server, Stop, WithoutInflight};
+use zonevault::device::{AllowedUids, DeviceOptions, Ending, Server, Stop, WithoutInflight};
 use zonevault::format::image::unlock;
 use zonevault::request::DeviceLimits;
 use zonevault::secret;
@@ -373,6 +373,7 @@ fn serve(dir: &Path, stop: &Stop) {
         without_inflight: WithoutInflight::Refuse,
         thread_started: Default::default(),
     };
-    server.run(&volume, &device, stop).unwrap();
+    let ending = server.run(&volume, &device, stop).unwrap();
+    assert_eq!(ending, Ending::InOrder);
     volume.close().unwrap();
 }

@@ -114,7 +114,9 @@ impl<M: Medium> Rig<M> {
             zoned: true,
         };
         let mut worker = Worker::new(0, volume, [b'0'; SERIAL_LEN]);
-        worker.start(guest::RING).expect("a channel");
+        worker
+            .start(guest::RING, zonevault::guard::faults())
+            .expect("a channel");
         Self {
             guest: Guest::new(shape.most),
             worker,

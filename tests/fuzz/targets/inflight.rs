@@ -302,7 +302,7 @@ fn run(data: &[u8]) -> Result<()> {
         .collect();
     for (index, worker) in (0..).zip(&mut workers) {
         let ring: &mut Ring = &mut rings[usize::from(index)];
-        worker.start(DESCRIPTORS).expect("a channel");
+        worker.start(DESCRIPTORS, zonevault::guard::faults()).expect("a channel");
         let kept = region.queue(index).expect("a queue of it");
         worker
             .track(kept, &mut ring.queue, &memory)

@@ -21,7 +21,7 @@ use hkdf::Hkdf;
 use sha2::Sha512;
 use thiserror::Error;
 use uuid::Uuid;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::arena::{Guarded, GuardedBytes, scrubbed};
 use crate::geometry::{Generation, ZoneIndex};
@@ -37,6 +37,9 @@ pub const MIN_KEY_FILE_LEN: usize = 32;
 pub const MAX_KEY_FILE_LEN: usize = 8 << 10;
 /// Most bytes of a passphrase: far above what anybody types, and it bounds what is read.
 pub const MAX_PASSPHRASE_LEN: usize = 1024;
+
+/// Bytes of key material that are read at once.
+const PIECE_LEN: usize = 512;
 
 /// Permission bits that must be clear on a key file: everything for group and others.
 const FOREIGN_PERMISSIONS: u32 = 0o077;
@@ -198,15 +201,24 @@ impl KeyMaterial {
         }
     }
 
-    /// Reads `source` to its end into the arena, past no buffer of its own, so that no copy is left
-    /// behind. Content past `limit` bytes is an error.
+    /// Reads `source` to its end into the arena. Content past `limit` bytes is an error.
+    ///
+    /// By way of a piece of the stack that is wiped: file systems that hand a reader's pages to a device
+    /// or to another process (9p, FUSE without a cache) fail with pages that no kernel may hold on to, as
+    /// those of the arena are.
     fn read(mut source: impl Read, limit: usize, name: &str) -> Result<Self, SecretError> {
         let mut bytes = GuardedBytes::zeroed(limit + 1);
+        let mut piece = Zeroizing::new([0; PIECE_LEN]);
         let mut filled = 0;
         while filled < bytes.len() {
-            match source.read(&mut bytes[filled..]) {
+            let room = PIECE_LEN.min(bytes.len() - filled);
+            match source.read(&mut piece[..room]) {
                 Ok(0) => break,
-                Ok(count) => filled += count,
+                Ok(count) => {
+                    let next = filled + count.min(room);
+                    bytes[filled..next].copy_from_slice(&piece[..next - filled]);
+                    filled = next;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(SecretError::Read(name.to_owned(), error)),
             }
@@ -295,17 +307,29 @@ impl Credential {
     }
 }
 
-/// Takes over descriptor `fd` that the parent process left open for us, to read key material.
-/// Standard output and error are refused, and so is a descriptor that is not open.
+/// Checks that key material can come from descriptor `fd`: that it is open, and neither standard output nor
+/// standard error.
 ///
-/// Call it before anything else of the process has opened files: a number that the parent did not
-/// pass may otherwise belong to somebody else.
-pub fn inherited_fd(fd: i32) -> Result<File, SecretError> {
+/// To be called before the process opens anything: later a number that the parent did not pass may be that
+/// of a file of our own.
+///
+/// # Errors
+/// [`SecretError::BadFd`].
+pub fn check_fd(fd: i32) -> Result<(), SecretError> {
     // SAFETY: F_GETFD takes no pointer and changes nothing; an unknown number gives EBADF.
     let open = unsafe { libc::fcntl(fd, libc::F_GETFD) } != -1;
     if !open || fd < 0 || fd == libc::STDOUT_FILENO || fd == libc::STDERR_FILENO {
         return Err(SecretError::BadFd(fd));
     }
+    Ok(())
+}
+
+/// Takes over descriptor `fd` that the parent process left open for us ([`check_fd`]), to read key material.
+///
+/// # Errors
+/// Those of [`check_fd`].
+pub fn inherited_fd(fd: i32) -> Result<File, SecretError> {
+    check_fd(fd)?;
     // SAFETY: the descriptor is open, and the user named it as ours to consume.
     Ok(unsafe { File::from_raw_fd(fd) })
 }
@@ -518,6 +542,45 @@ mod tests {
             phrase(&[b'x'; MAX_PASSPHRASE_LEN + 1]),
             Err(SecretError::TooLong(..))
         ));
+    }
+
+    /// A file as a file system hands it over that has the kernel hold on to the reader's pages.
+    struct Pinning<'a>(&'a [u8]);
+
+    impl Read for Pinning<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let len = buf.len().min(self.0.len());
+            let part = |start: *mut libc::c_void| libc::iovec {
+                iov_base: start,
+                iov_len: len,
+            };
+            let (from, to) = (
+                part(self.0.as_ptr().cast_mut().cast()),
+                part(buf.as_mut_ptr().cast()),
+            );
+            // SAFETY: both parts have `len` bytes and outlive the call, which reads the first, in this
+            // process, and writes the second.
+            let done = unsafe { libc::process_vm_writev(libc::getpid(), &from, 1, &to, 1, 0) };
+            let done = usize::try_from(done).map_err(|_| io::Error::last_os_error())?;
+            self.0 = &self.0[done..];
+            Ok(done)
+        }
+    }
+
+    #[test]
+    fn a_key_file_is_read_from_a_file_system_that_pins_pages() {
+        let key: Vec<u8> = (0..=250).cycle().take(MAX_KEY_FILE_LEN).collect();
+        for len in [32, PIECE_LEN, PIECE_LEN + 1, MAX_KEY_FILE_LEN] {
+            let read = Credential::read_key(Pinning(&key[..len]), "key").unwrap();
+            let Credential::KeyFile(material) = read else {
+                panic!("{read:?}");
+            };
+            assert_eq!(material.bytes(), &key[..len]);
+        }
+        let mut long = key.clone();
+        long.push(1);
+        let long = Credential::read_key(Pinning(&long), "key");
+        assert!(matches!(long, Err(SecretError::TooLong(..))));
     }
 
     #[test]

@@ -185,6 +185,7 @@ impl CheckArgs {
 /// Runs the command.
 pub(super) fn run(args: &CheckArgs, out: &mut impl Write) -> Result<(), CliError> {
     args.cpu.check()?;
+    args.key.check()?;
     let subject = Subject::open(args)?;
     let mut metadata = Metadata::examine(&subject).map_err(CliError::image(&args.image))?;
     let blocks = blocks::check(&subject, metadata.is_closed())

@@ -136,6 +136,7 @@ impl KdfArgs {
 
 /// Runs the command. Nothing is written before everything is known to be in order.
 pub(super) fn run(args: &CreateArgs, out: &mut impl Write) -> Result<(), CliError> {
+    args.key.check()?;
     let geometry = geometry(args)?;
     let cipher = cipher(args, &geometry)?;
     let cost = args.kdf.cost()?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::secret::{Credential, SecretError, inherited_fd};
+use crate::secret::{Credential, SecretError, check_fd, inherited_fd};
 
 use super::error::CliError;
 use super::prompt;
@@ -47,6 +47,12 @@ pub(super) struct NewKeyArgs {
 }
 
 impl KeyArgs {
+    /// Refuses descriptors that were not passed in. To be called before anything is opened: what we open
+    /// ourselves may get the number of one that was not.
+    pub fn check(&self) -> Result<(), CliError> {
+        check_fds([self.key_fd, self.passphrase_fd])
+    }
+
     /// The key of an existing disk.
     pub fn read(&self) -> Result<Credential, CliError> {
         match self.read_given()? {
@@ -75,7 +81,8 @@ impl KeyArgs {
 }
 
 impl NewKeyArgs {
-    /// Refuses a command line on which both keys would have to come from one descriptor.
+    /// Refuses a command line on which both keys would have to come from one descriptor, and descriptors
+    /// that were not passed in. To be called before anything is opened.
     pub(super) fn check_beside(&self, existing: &KeyArgs) -> Result<(), CliError> {
         let mine = [self.new_key_fd, self.new_passphrase_fd];
         let theirs = [existing.key_fd, existing.passphrase_fd];
@@ -87,7 +94,7 @@ impl NewKeyArgs {
                     .to_owned(),
             ));
         }
-        Ok(())
+        check_fds(mine)
     }
 
     /// The new key; a typed passphrase is asked for twice.
@@ -102,6 +109,11 @@ impl NewKeyArgs {
             None => prompt_twice("--new-key", "--new-passphrase"),
         }
     }
+}
+
+fn check_fds(fds: [Option<i32>; 2]) -> Result<(), CliError> {
+    let mut given = fds.into_iter().flatten();
+    given.try_for_each(check_fd).map_err(CliError::Key)
 }
 
 fn wants_stdin(file: Option<&Path>, fds: [Option<i32>; 2]) -> bool {

@@ -41,6 +41,7 @@ pub(super) struct InspectArgs {
 
 /// Runs the command.
 pub(super) fn run(args: &InspectArgs, out: &mut impl Write) -> Result<(), CliError> {
+    args.key.check()?;
     let mut view = View::open(&args.image, &args.key)?;
     let slots = image::read_protectors(&view.medium).map_err(CliError::image(&args.image))?;
     let block = view.header.geometry().block_size().bytes();

@@ -100,6 +100,7 @@ pub(super) fn run(args: &KeyCommandArgs, out: &mut impl Write) -> Result<(), Cli
 fn add(args: &AddArgs, out: &mut impl Write) -> Result<(), CliError> {
     let cost = args.kdf.cost()?;
     args.new_key.check_beside(&args.key)?;
+    args.key.check()?;
     let medium = FileMedium::open(&args.image, Access::ReadWrite)?;
     let fail = CliError::image(&args.image);
     // Before anybody is asked to type a key: is it an image, and is there room?

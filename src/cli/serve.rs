@@ -284,6 +284,7 @@ fn parse_serial(text: &str) -> Result<String, String> {
 /// Runs the command: opens the disk, serves it until SIGTERM or SIGINT, closes it in order.
 pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     args.cpu.check()?;
+    args.key.check()?;
     args.sandbox.check()?;
     let access = if args.read_only {
         Access::Shared

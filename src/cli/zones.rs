@@ -40,6 +40,7 @@ pub(super) struct ZonesArgs {
 
 /// Runs the command.
 pub(super) fn run(args: &ZonesArgs, out: &mut impl Write) -> Result<(), CliError> {
+    args.key.check()?;
     let view = View::open(&args.image, &args.key)?;
     let records = view.records().map_err(CliError::image(&args.image))?;
     let geometry = view.header.geometry();

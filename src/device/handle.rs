@@ -47,6 +47,10 @@ const END_PAUSE: Duration = Duration::from_millis(1);
 /// looked after.
 const RELIEF: Duration = Duration::from_secs(1);
 
+/// Who is told by a call event and by an error event, in messages.
+const GUEST: &str = "guest";
+const FRONT_END: &str = "front-end";
+
 static TROUBLE: LogLimit = LogLimit::new();
 
 /// What woke a worker.
@@ -93,6 +97,20 @@ impl Told {
         *self.event.lock() = event.map(Arc::new);
     }
 
+    /// Another one, which is to be raised.
+    fn replace(&self, event: Option<File>) {
+        let mut place = self.event.lock();
+        *place = event.map(Arc::new);
+        self.due.store(true, Ordering::Release);
+    }
+
+    /// None, and nothing that is to be told: the next front-end has nothing to do with it.
+    fn reset(&self) {
+        let mut place = self.event.lock();
+        *place = None;
+        self.due.store(false, Ordering::Release);
+    }
+
     /// Lets a worker go on that waits for the front-end to read what it was told.
     fn relieve(&self) {
         if let Some(event) = &*self.raising.lock() {
@@ -100,11 +118,15 @@ impl Told {
         }
     }
 
-    fn raise(&self, index: u16, whom: &str) {
-        self.due.store(false, Ordering::Release);
+    /// Raises it, or does so only if it is due.
+    fn raise(&self, index: u16, whom: &str, only_if_due: bool) {
         let event = {
             // Whoever replaces it afterwards sees what is raised.
             let event = self.event.lock();
+            let due = self.due.swap(false, Ordering::AcqRel);
+            if only_if_due && !due {
+                return;
+            }
             self.raising.lock().clone_from(&event);
             match &*event {
                 Some(event) => Arc::clone(event),
@@ -269,9 +291,8 @@ impl QueueHandle {
     /// Who tells the guest of answers. It is told at once: a daemon before this one may have died
     /// between an answer and telling of it.
     pub(super) fn set_call(&self, event: Option<File>) {
-        self.call.set(event);
+        self.call.replace(event);
         self.call.relieve();
-        self.call.due.store(true, Ordering::Release);
         self.knock();
     }
 
@@ -281,11 +302,11 @@ impl QueueHandle {
 
     /// For the worker: tells what others want told.
     pub(super) fn notify_due(&self) {
-        if self.call.due.load(Ordering::Acquire) {
-            self.notify();
-        }
-        if self.error.due.load(Ordering::Acquire) {
-            self.notify_error();
+        for (told, whom) in [(&self.call, GUEST), (&self.error, FRONT_END)] {
+            // A load first: it is seldom due.
+            if told.due.load(Ordering::Acquire) {
+                told.raise(self.index, whom, true);
+            }
         }
     }
 
@@ -297,12 +318,12 @@ impl QueueHandle {
 
     /// For the worker: tells the guest that there are answers.
     pub(super) fn notify(&self) {
-        self.call.raise(self.index, "guest");
+        self.call.raise(self.index, GUEST, false);
     }
 
     /// For the worker: tells the front-end that the queue was stopped for what its guest did.
     pub(super) fn notify_error(&self) {
-        self.error.raise(self.index, "front-end");
+        self.error.raise(self.index, FRONT_END, false);
     }
 
     /// Makes the worker look at its ring, whether it was kicked or not.
@@ -426,7 +447,7 @@ impl QueueHandle {
         }
         self.paused.store(false, Ordering::Release);
         for told in [&self.call, &self.error] {
-            told.set(None);
+            told.reset();
             // The worker may be held by what it told before the ring ever ran.
             told.relieve();
         }

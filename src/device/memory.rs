@@ -16,6 +16,7 @@ use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::mmap::FromRangesError;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
+use super::sys;
 use crate::guard::{Guarded, TooMany, guard};
 
 /// Regions at a time: as many as Linux's own vhost takes, which is what front-ends reckon with.
@@ -41,6 +42,10 @@ pub(super) enum MemoryError {
     NotAFile,
     #[error("a memory region ends at byte {end} of a file of {len}")]
     PastEnd { end: u64, len: u64 },
+    #[error(
+        "a memory region of {len} bytes is in a file of huge pages of {page}: it has to consist of whole ones"
+    )]
+    PartOfHugePage { len: u64, page: u64 },
     #[error("cannot look at the file of a memory region: {0}")]
     Stat(io::Error),
     #[error("cannot map a memory region: {0}")]
@@ -103,6 +108,13 @@ impl Region {
         let (end, len) = (place.offset + place.len, metadata.len());
         if end > len {
             return Err(MemoryError::PastEnd { end, len });
+        }
+        // The kernel maps whole pages of such a file, and takes back no part of one: what is left over of
+        // the mapping would stay for ever.
+        let huge = sys::huge_page(&file).map_err(MemoryError::Stat)?;
+        if let Some(page) = huge.filter(|page| !place.len.is_multiple_of(*page)) {
+            let len = place.len;
+            return Err(MemoryError::PartOfHugePage { len, page });
         }
         let size = usize::try_from(place.len).map_err(|_| MemoryError::TooLarge)?;
         let mapped = MmapRegion::from_file(FileOffset::new(file, place.offset), size)

@@ -1,7 +1,7 @@
 //! The system calls that the standard library has no safe name for, each behind a safe one.
 #![expect(
     unsafe_code,
-    reason = "eventfds of others, credentials, peeking, and sockets made 0600 are reachable through libc only"
+    reason = "eventfds of others, file systems, credentials, peeking, and sockets made 0600 are reachable through libc only"
 )]
 
 use std::fs::File;
@@ -31,6 +31,17 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 /// takes what we write. So no write can wait for somebody but a full counter ([`empty_event`]).
 pub(super) fn may_be_event(file: &File) -> io::Result<bool> {
     Ok(file.metadata()?.mode() & libc::S_IFMT == 0)
+}
+
+/// Bytes of a page of a file on hugetlbfs, a `MFD_HUGETLB` one too; `None` for files of ordinary pages, also
+/// if the kernel may join some of those (tmpfs with `huge=`).
+pub(super) fn huge_page(file: &File) -> io::Result<Option<u64>> {
+    // SAFETY: a C structure of integers.
+    let mut found: libc::statfs = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: the descriptor is open, and `found` outlives the call.
+    check(unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut found) })?;
+    let is_huge = found.f_type == libc::HUGETLBFS_MAGIC;
+    Ok(u64::try_from(found.f_bsize).ok().filter(|_| is_huge))
 }
 
 /// Raises an eventfd.

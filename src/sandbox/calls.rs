@@ -139,6 +139,7 @@ mod number {
         fcntl = SYS_fcntl;
         fdatasync = SYS_fdatasync;
         fstat = SYS_fstat;
+        fstatfs = SYS_fstatfs;
         getcwd = SYS_getcwd;
         ftruncate = SYS_ftruncate;
         futex = SYS_futex;
@@ -240,6 +241,7 @@ const MAIN: &[Call] = calls! {
     fcntl: "descriptors are copied, memory is sealed",
     fdatasync: "the disk is closed",
     fstat: "what a front-end sent is looked at",
+    fstatfs: "whether memory that a front-end sent has huge pages",
     ftruncate: "memory for the front-end to keep gets its size",
     geteuid: "who we are",
     getpid: "a panic that cannot be survived",

@@ -99,6 +99,34 @@ fn unusable_keys_are_refused_with_the_cure() {
     }
 }
 
+/// Without the check the third descriptor is whatever the command opens first: the image.
+#[test]
+fn a_descriptor_that_nobody_passed_is_not_the_image() {
+    let bench = Bench::with_disk();
+    let run = |line: &str| {
+        let mut shell = Command::new("sh");
+        let line = format!("exec \"$0\" {line} 3<&- 4<&-");
+        shell
+            .args(["-c", &line, BINARY])
+            .current_dir(bench.dir.path());
+        let before = bench.snapshot();
+        let done = Done::of(start(&mut shell).wait_with_output().unwrap());
+        done.assert_refused(4, "is not open for reading a key", &line);
+        assert!(bench.snapshot() == before, "{line}: files changed");
+    };
+    for source in ["--key-fd 3", "--passphrase-fd 3", "--key-fd 4"] {
+        for command in ["inspect", "zones", "check", "serve --socket s"] {
+            run(&format!("{command} disk.img {source}"));
+        }
+        run(&format!("create new.img --size 1M {source}"));
+        run(&format!("key add disk.img --new-key-file other {source}"));
+        run(&format!(
+            "key add disk.img --key-file key --new-{}",
+            &source[2..]
+        ));
+    }
+}
+
 #[test]
 fn keys_are_added_listed_and_removed() {
     let bench = Bench::with_disk();

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
+use memfd::{HugetlbSize, MemfdOptions};
 use vhost::vhost_user::message::FrontendReq;
 
 use crate::common::frontend::{Frontend, Options};
@@ -22,6 +23,7 @@ const W: u16 = DESC_WRITE;
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = tables();
     cases.extend(files());
+    cases.extend(parts_of_huge_pages());
     cases.extend(slots());
     cases.extend(in_flight());
     cases.extend(shrinking());
@@ -161,6 +163,38 @@ fn tables() -> Vec<Case> {
 
 /// Opens something; the first of it is used.
 type Open = fn() -> Vec<File>;
+
+/// Bytes of a huge page of every machine that runs x86-64.
+const HUGE_PAGE: u64 = 2 << 20;
+
+/// A file of two huge pages. None has to be free: nothing of it is used.
+fn huge_file() -> Vec<File> {
+    let options = MemfdOptions::new().hugetlb(Some(HugetlbSize::Huge2MB));
+    let made = options.create("huge").expect("hugetlbfs in the kernel");
+    made.as_file().set_len(2 * HUGE_PAGE).expect("its size");
+    vec![made.into_file()]
+}
+
+/// Regions of huge pages that are no whole number of them: the mapping could never be taken back whole.
+fn parts_of_huge_pages() -> Vec<Case> {
+    let lens = [HUGE_PAGE / 2, HUGE_PAGE + 4096, 2 * HUGE_PAGE - 4096];
+    let of = |len: u64| {
+        table(
+            &format!("{len} bytes in a file of huge pages"),
+            Want::NotTaken,
+            move |f, mut rows, _| {
+                let files = huge_file();
+                rows[0][1] = len;
+                let told = set_table(f, 1, &rows[..1], &[files[0].as_raw_fd()]);
+                match told {
+                    Seen::Nack(_) => add(f, rows[0], &[files[0].as_raw_fd()]),
+                    other => other,
+                }
+            },
+        )
+    };
+    lens.into_iter().map(of).collect()
+}
 
 /// Descriptors that are no memory.
 fn files() -> Vec<Case> {

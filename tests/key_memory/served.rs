@@ -310,7 +310,9 @@ impl Served {
         signal(&self.child, number);
         if number == libc::SIGSEGV {
             // The standard library catches the first one, to tell overflows of stacks, and lets it happen
-            // again, which it does not when it came from outside.
+            // again, which it does not when it came from outside. A second one that comes too early is lost, or
+            // goes to a thread that may not handle it and dies of SIGSYS.
+            self.wait_until_not_caught(number);
             signal(&self.child, number);
         }
         let deadline = Instant::now() + PATIENCE;
@@ -320,6 +322,23 @@ impl Served {
             }
             assert!(Instant::now() < deadline, "it does not end");
             std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Served {
+    /// Waits until the process has no handler for that signal any more.
+    fn wait_until_not_caught(&self, number: i32) {
+        let deadline = Instant::now() + PATIENCE;
+        let is_caught = || {
+            let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+            let mask = status.lines().find_map(|l| l.strip_prefix("SigCgt:"));
+            let mask = u64::from_str_radix(mask.unwrap().trim(), 16).unwrap();
+            mask & 1 << (number - 1) != 0
+        };
+        while is_caught() {
+            assert!(Instant::now() < deadline, "signal {number} is not handled");
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

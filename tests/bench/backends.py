@@ -176,6 +176,8 @@ class Zonevault(Backend):
     def arguments(self):
         cache = "direct" if self.site.direct else "writeback"
         words = ["--socket", self.socket, "--key-file", self.key, "--queues", QUEUES, "--cache", cache]
+        # The peer's own default: images that have their space keep it.
+        words += ["--discard", "ignore"]
         return [self.site.zonevault, "serve", str(self.image), *map(str, words)]
 
 

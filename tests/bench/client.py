@@ -116,10 +116,15 @@ def fio(backend, workload, cores, seconds, site):
     return words
 
 
-def load(backend, workload, cores):
-    """The command line of our own front-end, which appends until the disk is full."""
-    words = ["taskset", "-c", ",".join(map(str, cores)), os.environ["LOAD"], "--op", "append"]
-    words += ["--socket", str(backend.socket), "--block", str(workload.block), "--depth", str(workload.depth)]
+def load(backend, operation, cores):
+    """The command line of our own front-end."""
+    words = ["taskset", "-c", ",".join(map(str, cores)), os.environ["LOAD"]]
+    return words + ["--op", operation, "--socket", str(backend.socket)]
+
+
+def append(backend, workload, cores):
+    """The same to append until the disk is full."""
+    words = load(backend, "append", cores) + ["--block", str(workload.block), "--depth", str(workload.depth)]
     return words + ["--zones", str(APPEND_ZONES), "--seconds", str(SLACK)]
 
 
@@ -137,12 +142,15 @@ def of_load(report, workload):
 
 
 def run(words, seconds):
+    """What the client prints, as JSON; None if that is nothing."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=seconds + SLACK)
     except subprocess.TimeoutExpired as hung:
         raise Failure(f"the client did not end: {' '.join(words)}") from hung
     if done.returncode != 0:
         raise Failure(f"{' '.join(words)}: {done.stderr.strip()[-400:]}")
+    if not done.stdout:
+        return None
     # Warnings may stand before the object.
     return json.loads(done.stdout[done.stdout.index("{") :])
 
@@ -223,14 +231,12 @@ def cell(backend, workload, cores, seconds, site):
     """One workload on one backend, once. Returns its figures."""
     client_cores, backend_cores = cores.of(workload)
     if backend.zoned and workload.one_pass:
-        # What was written is not written again.
-        backend.stop()
-        backend.create()
-        backend.start(backend_cores)
+        # What was written is not written again before its zone is empty.
+        run(load(backend, "reset", client_cores), 0)
     backend.pin(backend_cores)
     watch = Watch(backend, {*client_cores, *backend_cores})
     if workload.kind == "append":
-        figures = of_load(run(load(backend, workload, client_cores), seconds), workload)
+        figures = of_load(run(append(backend, workload, client_cores), seconds), workload)
     else:
         figures = of_fio(run(fio(backend, workload, client_cores, seconds, site), seconds))
     cpu, figures["others"] = watch.end()

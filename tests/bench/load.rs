@@ -1,11 +1,11 @@
 //! A front-end that keeps one queue of a served disk full: zone appends, for which fio has no engine
 //! without a guest, and reads and writes beside them.
 //!
-//! `load --socket SOCK --op read|write|append [--block 4096] [--depth 32] [--zones 8] [--seconds 3]
+//! `load --socket SOCK --op read|write|append|reset [--block 4096] [--depth 32] [--zones 8] [--seconds 3]
 //! [--poll]` prints a line of JSON. Appends and writes take `--zones` zones in turn, from the first
 //! on; full zones give way to those behind them, and the run ends early with the last zone of the disk
 //! (a plain disk is written anywhere). Reads are random over the whole disk. With `--poll` it never
-//! sleeps, else it waits for the call as a guest does.
+//! sleeps, else it waits for the call as a guest does. `--op reset` empties all zones and prints nothing.
 //!
 //! All chains are laid out once: a request changes a sector and the available ring, so that the
 //! client costs next to nothing.
@@ -47,6 +47,8 @@ enum Kind {
     Read,
     Write,
     Append,
+    /// All zones, once.
+    Reset,
 }
 
 struct Job {
@@ -155,6 +157,7 @@ impl Load {
         let (type_id, tail, data_flags) = match kind {
             Kind::Read => (kind::IN, 1, DESC_WRITE),
             Kind::Write => (kind::OUT, 1, 0),
+            Kind::Reset => (kind::ZONE_RESET_ALL, 1, 0),
             Kind::Append => (kind::ZONE_APPEND, APPEND_TAIL_LINUX as u64, 0),
         };
         let len = usize::try_from(block).expect("block");
@@ -300,6 +303,7 @@ fn parse() -> Option<Job> {
                             "read" => Kind::Read,
                             "write" => Kind::Write,
                             "append" => Kind::Append,
+                            "reset" => Kind::Reset,
                             _ => return None,
                         };
                     }
@@ -328,6 +332,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Cargo's tests run every benchmark once, without a disk.
         println!("load: no --socket, nothing to do");
         return Ok(());
+    }
+    if job.kind == Kind::Reset {
+        let mut frontend = Frontend::open(Path::new(&job.socket));
+        return match frontend.queue().simple(kind::ZONE_RESET_ALL, 0) {
+            status::OK => Ok(()),
+            other => Err(format!("the reset came back with status {other}").into()),
+        };
     }
     let block = job.block;
     let mut load = Load::new(job)?;

@@ -2,8 +2,10 @@
 //! may show them.
 #![cfg(test)]
 
+mod hand_over;
 mod shim;
 mod table;
+mod world;
 
 mod geometry {
     //! As much of the units as the sources here use.

@@ -188,6 +188,11 @@ impl<M: Medium> QueueThread<M> {
     fn start(&mut self, ring: &mut Ring) -> bool {
         let options = self.device.options();
         self.queue.set_resting(false);
+        // Who paused before this found a queue at rest, and waits for nothing.
+        if self.queue.is_paused() {
+            self.queue.set_resting(true);
+            return false;
+        }
         self.window = PollWindow::new(options.poll);
         let opened = self.worker.start(options.limits.queue_size, ring.faults());
         let listened = opened.and_then(|event| match event {

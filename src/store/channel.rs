@@ -342,6 +342,12 @@ impl Store for FileStore {
         }
     }
 
+    fn prefetch(&self, offset: u64, len: usize) {
+        if let Some(mapped) = &self.data.mapped {
+            mapped.prefetch(offset, len);
+        }
+    }
+
     fn kick(&mut self) {
         if let Some(ring) = &mut self.ring {
             ring.kick();

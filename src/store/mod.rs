@@ -102,6 +102,11 @@ pub trait Store: Send + std::fmt::Debug {
     /// and [`Store::submit`] is the way.
     fn read_now(&mut self, part: Part, offset: u64, buf: &mut [u8]) -> Option<io::Result<()>>;
 
+    /// Data at byte `offset` will be read soon: whatever makes that faster and waits for nothing.
+    fn prefetch(&self, offset: u64, len: usize) {
+        let _ = (offset, len);
+    }
+
     /// Hands what was submitted to the kernel, in one call.
     fn kick(&mut self);
 

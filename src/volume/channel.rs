@@ -64,6 +64,9 @@ pub struct Channel<M: Medium, P: Payload> {
     pub(super) slots: Vec<u8>,
     /// Memory for slots that were read past the cache.
     pub(super) fresh_slots: Vec<Vec<u8>>,
+    /// A read that begins as soon as another operation comes, or there is none: what it wants of a mapped
+    /// image is on its way meanwhile.
+    pub(super) held: Option<u32>,
     /// Operations with pieces left to begin, first come first served.
     pub(super) backlog: VecDeque<u32>,
     /// Zones in which something ended since they were settled.
@@ -99,6 +102,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             owners: Vec::new(),
             slots: Vec::new(),
             fresh_slots: Vec::new(),
+            held: None,
             backlog: VecDeque::with_capacity(usize::from(depth)),
             touched: Vec::new(),
             released: Vec::new(),
@@ -153,6 +157,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             }
         }
         self.intents.clear();
+        self.held = None;
     }
 
     /// Operations that ended as soon as they were started; [`Channel::poll`] hands them over.
@@ -184,8 +189,38 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     /// Starts an operation. It ends in a later [`Channel::poll`]. Without room for it
     /// ([`Channel::has_room`]) it fails.
     pub fn start(&mut self, command: Command, payload: P) {
-        if let Some(id) = self.enter(command, payload, false) {
+        let Some(id) = self.enter(command, payload, false) else {
+            return;
+        };
+        let before = match command {
+            Command::Read(span) => {
+                self.prefetch(span);
+                self.held.replace(id)
+            }
+            _ => self.held.take(),
+        };
+        if let Some(before) = before {
+            self.begin(before);
+        }
+        if self.held != Some(id) {
             self.begin(id);
+        }
+    }
+
+    /// Begins the read that was held back.
+    pub(super) fn begin_held(&mut self) {
+        if let Some(id) = self.held.take() {
+            self.begin(id);
+        }
+    }
+
+    fn prefetch(&self, span: Span) {
+        let geometry = self.volume.geometry();
+        if let Some(zone) = geometry.zone_of(span.sector) {
+            let (first, _) = blocks_of(geometry, zone, span);
+            let len = usize::try_from(span.len).unwrap_or(usize::MAX);
+            let offset = self.volume.layout.block_offset(zone, first);
+            self.store.prefetch(offset, len);
         }
     }
 
@@ -216,6 +251,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
 
     /// Works on everything that can go on and moves what ended to `finished`.
     pub fn poll(&mut self, finished: &mut Vec<Finished<P>>) {
+        self.begin_held();
         self.volume.take_mail(self.queue, &mut self.released);
         self.reap();
         loop {

@@ -52,6 +52,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         let Some(id) = self.enter(command, payload, true) else {
             return;
         };
+        self.begin_held();
         if let Some(intent) = intent.filter(|_| !Mutant::ForgetIntent.is_on()) {
             self.intents.insert(id, intent);
         }

@@ -31,6 +31,19 @@ const WORLD: [Words<'_>; 6] = [
     ("vmm_sys_util::epoll", "crate::world::epoll"),
 ];
 
+/// The same for who writes the memory that a front-end keeps. It runs on one thread: what it would give way
+/// to is a kill.
+const KEPT: [Words<'_>; 8] = [
+    ("crate::", "crate::kept::"),
+    ("std::fs::File", "crate::kept::File"),
+    ("std::os::unix::fs::MetadataExt", "crate::kept::MetadataExt"),
+    ("std::sync::Arc", "std::rc::Rc as Arc"),
+    ("crc_fast::", "crate::kept::"),
+    ("memfd::", "crate::kept::"),
+    ("vm_memory::", "crate::kept::"),
+    ("//!", "//"),
+];
+
 fn read(source: &str) -> String {
     let path = Path::new("../../src").join(source);
     println!("cargo::rerun-if-changed={}", path.display());
@@ -132,6 +145,34 @@ fn device() {
     take_in_device("no_go", Some(("handle", (goes_on, may_go_on))));
 }
 
+fn take_in_kept(name: &str, mistake: Option<Words<'_>>) {
+    let source = "queue/inflight.rs";
+    let mut code = read(source);
+    if let Some(mistake) = mistake {
+        code = mistaken(source, &code, mistake);
+    }
+    fs::write(out(name), replace(code, &KEPT)).expect("the output directory");
+}
+
+fn kept() {
+    take_in_kept("inflight.rs", None);
+    let number = "self.part.bytes.store_u64(at, self.counter);";
+    let flag = "self.part.set_in_flight(head, true);";
+    let right = format!("{number}\n            {flag}");
+    let wrong = format!("{flag}\n            {number}");
+    take_in_kept("inflight_flag_first.rs", Some((&right, &wrong)));
+    let first = "let places = (1_u64..)";
+    let wrong = format!("self.bytes.store_u64(at, counter);\n        {first}");
+    take_in_kept("inflight_counter_first.rs", Some((first, &wrong)));
+    let batch = "for head in self.batch.drain(..) {";
+    let index = "let at = self.part.state + USED_INDEX;\n        self.part.bytes.store_u16(at, used_index);";
+    let wrong = format!("{index}\n        {batch}");
+    take_in_kept("inflight_index_first.rs", Some((batch, &wrong)));
+    let seen = "if seen <= descriptors";
+    let wrong = format!("bytes.store_u16(state + USED_INDEX, used_index);\n        {seen}");
+    take_in_kept("inflight_index_before_batch.rs", Some((seen, &wrong)));
+}
+
 fn main() {
     take_in("zone/view.rs", "view.rs", None);
     take_in(
@@ -165,4 +206,5 @@ fn main() {
         Some(("if claim.is_err() {", "if claim.is_err() && false {")),
     );
     device();
+    kept();
 }

@@ -11,25 +11,23 @@ pub mod common;
     reason = "sizes of tests fit every integer they meet"
 )]
 mod tests {
-    use std::collections::{BTreeMap, HashMap, HashSet};
+    use std::collections::{BTreeMap, HashMap};
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
     use crate::common::daemon::Rig;
+    use crate::common::disk::{ZONE, ZONE_CAPACITY, ZONES, state};
     use crate::common::frontend::{Frontend, Options};
     use crate::common::queue::{Queue, QueueError};
     use crate::common::request::{
-        APPEND_TAIL_LINUX, APPEND_TAIL_SPEC, Completion, Layout, Request, ZoneInfo, kind, status,
+        APPEND_TAIL_LINUX, APPEND_TAIL_SPEC, Completion, Request, ZoneInfo, kind, status,
     };
     use crate::common::rng::Rng;
+    use crate::common::stamps::{Piece, check_unacknowledged, decode, stamped, submit};
 
     /// Rounds of each of the four tests: two hundred in all.
     const ROUNDS: u64 = 50;
     const QUEUES: u16 = 4;
-    /// Sectors of a zone and of its capacity.
-    const ZONE: u64 = 512;
-    const CAPACITY: u64 = 384;
-    const ZONES: u64 = 16;
     /// Zones 0 and 1 are conventional; zone 2 is appended to by every queue; of the others each queue owns three.
     const SHARED: u64 = 2;
     const OWNED: u64 = 3;
@@ -37,17 +35,6 @@ mod tests {
     const IN_PLACE: u64 = 16;
     /// Requests that a queue keeps in flight.
     const DEPTH: usize = 24;
-    const FULL: u8 = 14;
-    const EMPTY: u8 = 1;
-
-    /// Consecutive blocks written by one request, each carrying the stamp and its position.
-    #[derive(Clone, Copy, Debug)]
-    struct Piece {
-        stamp: u64,
-        blocks: u64,
-        /// The block where it must lie; appends go where the device puts them.
-        at: Option<u64>,
-    }
 
     /// What is known of a sequential zone; blocks count from its start.
     #[derive(Clone, Debug, Default)]
@@ -88,28 +75,9 @@ mod tests {
         acknowledged: u64,
     }
 
-    fn stamped(stamp: u64, blocks: u64, block: u64) -> Vec<u8> {
-        (0..blocks)
-            .flat_map(|i| {
-                [stamp.to_le_bytes(), i.to_le_bytes()]
-                    .concat()
-                    .repeat(block as usize / 16)
-            })
-            .collect()
-    }
-
-    /// Stamp and position of a block, `None` for zeroes.
-    fn decode(block: &[u8], what: &str) -> Option<(u64, u64)> {
-        let unit: [u8; 16] = block[..16].try_into().unwrap();
-        let same = block.chunks_exact(16).all(|part| part == unit);
-        assert!(same, "{what}: a torn block, or one of no request");
-        let number = u128::from_le_bytes(unit);
-        (number != 0).then_some((number as u64, (number >> 64) as u64))
-    }
-
     impl Worker {
         fn capacity(&self) -> u64 {
-            CAPACITY * 512 / self.block
+            ZONE_CAPACITY * 512 / self.block
         }
 
         fn stamp(&mut self) -> u64 {
@@ -148,19 +116,9 @@ mod tests {
         }
 
         fn send(&mut self, queue: &mut Queue, request: &Request, op: Op) -> bool {
-            let layout = if self.rng.one_in(2) {
-                Layout::indirect()
-            } else {
-                Layout::default()
-            };
-            match queue.submit(request, &layout) {
-                Ok(ticket) => {
-                    self.flights.insert(ticket, op);
-                    true
-                }
-                Err(QueueError::Full) => false,
-                Err(err) => panic!("{err}"),
-            }
+            let ticket = submit(&mut self.rng, queue, request);
+            let sent = ticket.map(|ticket| self.flights.insert(ticket, op));
+            sent.is_some()
         }
 
         fn manage(&mut self, queue: &mut Queue, zone: usize, kind: u32) -> bool {
@@ -179,7 +137,7 @@ mod tests {
             }
             let stamp = self.stamp();
             let sector = (self.first_in_place + block) * self.block / 512;
-            let request = Request::write(sector, &stamped(stamp, 1, self.block));
+            let request = Request::write(sector, &stamped(stamp, 1, self.block as usize));
             let sent = self.send(queue, &request, Op::InPlace { block, stamp });
             if sent {
                 self.in_place[block as usize].1 = Some(stamp);
@@ -192,7 +150,7 @@ mod tests {
             let left = self.capacity() - sent;
             let blocks = self.rng.range(1, 4).min(left);
             let stamp = self.stamp();
-            let data = stamped(stamp, blocks, self.block);
+            let data = stamped(stamp, blocks, self.block as usize);
             // Only the owner of a zone knows where its write pointer will be.
             let by_append = zone == 0 || self.rng.one_in(2);
             let piece = Piece {
@@ -286,17 +244,17 @@ mod tests {
             .chunks_exact(block as usize)
             .map(|part| decode(part, &what))
             .collect();
-        let capacity = CAPACITY * 512 / block;
+        let capacity = ZONE_CAPACITY * 512 / block;
         let filled = found.iter().take_while(|b| b.is_some()).count() as u64;
         assert!(
             found[filled as usize..].iter().all(Option::is_none),
             "{what}: data behind unwritten blocks"
         );
         assert!(filled <= capacity, "{what}: data behind the capacity");
-        if truth.manage == Some(kind::ZONE_RESET) && filled == 0 && info.state == EMPTY {
+        if truth.manage == Some(kind::ZONE_RESET) && filled == 0 && info.state == state::EMPTY {
             return Truth::default();
         }
-        let full = info.state == FULL;
+        let full = info.state == state::FULL;
         let may_be_full = truth.full || truth.manage == Some(kind::ZONE_FINISH);
         if full {
             assert!(may_be_full || filled == capacity, "{what}: full {info:?}");
@@ -310,40 +268,14 @@ mod tests {
             let got = found[*at as usize];
             assert_eq!(got, Some(*wanted), "{what}: acknowledged block {at}");
         }
-        check_unacknowledged(truth, &found[..filled as usize], &what);
+        let acknowledged = |at| truth.blocks.contains_key(&at);
+        let below = &found[..filled as usize];
+        check_unacknowledged(below, acknowledged, &truth.pending, &what);
         Truth {
             blocks: (0..).zip(found.into_iter().flatten()).collect(),
             sent: filled,
             full,
             ..Truth::default()
-        }
-    }
-
-    /// Blocks that nobody acknowledged must come from requests in flight: each once, whole but for the last, in place.
-    fn check_unacknowledged(truth: &Truth, found: &[Option<(u64, u64)>], what: &str) {
-        let mut seen = HashSet::new();
-        let mut open: Option<(Piece, u64)> = None;
-        for (at, block) in (0..).zip(found) {
-            let Some((stamp, i)) = *block else { continue };
-            if truth.blocks.contains_key(&at) {
-                assert!(open.is_none(), "{what}: a piece cut short before {at}");
-                continue;
-            }
-            let piece = truth
-                .pending
-                .get(&stamp)
-                .unwrap_or_else(|| panic!("{what}: block {at} of no request in flight"));
-            match open {
-                None => {
-                    assert!(seen.insert(stamp), "{what}: {piece:?} twice");
-                    assert_eq!(i, 0, "{what}: {piece:?} from its middle");
-                    assert!(piece.at.is_none_or(|wanted| wanted == at), "{what}: moved");
-                }
-                Some((before, last)) => {
-                    assert_eq!((stamp, i), (before.stamp, last + 1), "{what}: mixed up");
-                }
-            }
-            open = (i + 1 < piece.blocks).then_some((*piece, i));
         }
     }
 
@@ -420,7 +352,9 @@ mod tests {
                 for i in 0..IN_PLACE {
                     let stamp = worker.stamp();
                     let sector = (worker.first_in_place + i) * self.block / 512;
-                    let status = f.queue().write(sector, &stamped(stamp, 1, self.block));
+                    let status = f
+                        .queue()
+                        .write(sector, &stamped(stamp, 1, self.block as usize));
                     assert_eq!(status, status::OK, "conventional block");
                     worker.in_place[i as usize].0 = Some(stamp);
                 }
@@ -448,7 +382,7 @@ mod tests {
         fn check(&mut self) {
             let mut f = self.connect();
             let q = f.queue();
-            let zones = q.zones(ZONES as usize);
+            let zones = q.zones(ZONES);
             let active = zones.iter().filter(|z| (2..=4).contains(&z.state)).count();
             assert!(active <= 14, "{active} active zones");
             for i in 0..self.workers.len() {
@@ -464,7 +398,7 @@ mod tests {
             let info = &zones[SHARED as usize];
             let data = read(q, info.start);
             // A queue may have seen the shared zone refuse a piece that was merely too long for the rest.
-            let near_full = self.shared.full && info.state != FULL;
+            let near_full = self.shared.full && info.state != state::FULL;
             self.shared.full &= !near_full;
             self.shared = check_zone(&self.shared, info, &data, self.block);
             for worker in &mut self.workers {
@@ -482,7 +416,7 @@ mod tests {
                 }
                 worker.flights.clear();
             }
-            if near_full || info.state == FULL {
+            if near_full || info.state == state::FULL {
                 let status = q.simple(kind::ZONE_RESET, SHARED * ZONE);
                 assert_eq!(status, status::OK);
                 self.shared = Truth::default();

@@ -26,6 +26,7 @@ mod tests {
     use crate::common::disk::{SMALL, ZONE, ZONES, block};
     use crate::common::frontend::{Frontend, Options};
     use crate::common::queue::Queue;
+    use crate::common::refused::refuse;
     use crate::common::request::{Layout, Request, kind, status};
 
     /// The goal for threads that serve a queue.
@@ -471,11 +472,43 @@ mod tests {
         }
     }
 
+    /// As under `kernel.io_uring_disabled`, or in a container.
+    #[test]
+    fn a_disk_is_served_where_io_uring_is_forbidden() {
+        let forbid = |command: &mut Command| {
+            refuse(command, libc::SYS_io_uring_setup, libc::EPERM);
+        };
+        for way in ["direct", "writeback"] {
+            let options = ["--queues", "2", "--cache", way];
+            let image = Image::create(&[&SMALL[..6], &SMALL[8..]].concat());
+            let daemon = Daemon::serve_prepared(&image, &options, forbid);
+            let mut f = Frontend::open_with(daemon.socket(), Options::queues(2));
+            for q in &mut f.queues {
+                every_kind(q);
+                many(q);
+            }
+            f.stop_queue(1).unwrap();
+            f.start_queue(1).unwrap();
+            every_kind(&mut f.queues[1]);
+            drop(f);
+            let said = daemon.log();
+            assert!(said.contains("no io_uring on this host"), "{said}");
+            assert!(said.contains("sandbox on"), "{said}");
+            daemon.stop();
+            let plain = Image::create(&["--size", "16M", "--plain"]);
+            let daemon = Daemon::serve_prepared(&plain, &options, forbid);
+            discards(Frontend::open(daemon.socket()).queue());
+            daemon.stop();
+        }
+    }
+
     #[test]
     fn a_plain_disk_discards_in_it() {
         let rig = Rig::new(&["--size", "16M", "--plain"], &["--sandbox", "on"]);
-        let mut f = Frontend::open(&rig.socket());
-        let q = f.queue();
+        discards(Frontend::open(&rig.socket()).queue());
+    }
+
+    fn discards(q: &mut Queue) {
         assert_eq!(q.write(0, &block(1)), status::OK);
         assert_eq!(q.ranges(kind::DISCARD, &[(0, 64, 0)]), status::OK);
         assert_eq!(q.ranges(kind::WRITE_ZEROES, &[(64, 64, 0)]), status::OK);

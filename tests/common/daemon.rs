@@ -130,7 +130,22 @@ impl Daemon {
 
     /// [`Daemon::serve`] with more in its environment.
     pub fn serve_in(image: &Image, options: &[&str], environment: &[(&str, String)]) -> Self {
-        let mut daemon = Self::spawn_in(image, "sock", options, environment);
+        let daemon = Self::spawn_in(image, "sock", options, environment);
+        daemon.await_socket(options)
+    }
+
+    /// [`Daemon::serve`] by a command that `prepare` has had in its hands.
+    pub fn serve_prepared(
+        image: &Image,
+        options: &[&str],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
+        let daemon = Self::spawn_prepared(image, "sock", options, prepare);
+        daemon.await_socket(options)
+    }
+
+    fn await_socket(self, options: &[&str]) -> Self {
+        let mut daemon = self;
         let deadline = Instant::now() + PATIENCE;
         while !daemon.ready() {
             if let Some(status) = wait_until(&mut daemon.child, Instant::now()) {
@@ -154,6 +169,17 @@ impl Daemon {
         options: &[&str],
         environment: &[(&str, String)],
     ) -> Self {
+        Self::spawn_prepared(image, name, options, |command| {
+            command.envs(environment.iter().map(|(name, value)| (name, value)));
+        })
+    }
+
+    fn spawn_prepared(
+        image: &Image,
+        name: &str,
+        options: &[&str],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
         let socket = image.dir().join(name);
         // A killed daemon leaves its socket behind: were it still there, "the socket exists" would say nothing.
         match fs::remove_file(&socket) {
@@ -166,7 +192,8 @@ impl Daemon {
             .append(true)
             .open(&log)
             .expect("log file");
-        let child = Command::new(BINARY)
+        let mut command = Command::new(BINARY);
+        command
             .arg("serve")
             .arg(image.path())
             .arg("--socket")
@@ -174,12 +201,11 @@ impl Daemon {
             .arg("--key-file")
             .arg(image.key())
             .args(options)
-            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("log file"))
-            .stderr(output)
-            .spawn()
-            .expect("running the binary");
+            .stderr(output);
+        prepare(&mut command);
+        let child = command.spawn().expect("running the binary");
         Self { child, socket, log }
     }
 

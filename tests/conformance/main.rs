@@ -4,17 +4,13 @@
 //! SHALL or SHOULD. `audit` checks that they are complete and that every test they name is in the source and runs.
 //! What no other suite tests stands in `rules`. With `--no-capture` the counts are printed.
 
-#[cfg(test)]
+#![cfg(test)]
+
 #[path = "../common/mod.rs"]
 pub mod common;
 
-#[cfg(test)]
 mod audit;
-#[cfg(test)]
 mod block;
-#[cfg(test)]
 mod ring;
-#[cfg(test)]
 mod rules;
-#[cfg(test)]
 pub mod table;

@@ -11,9 +11,10 @@ use crate::common::frontend::{Frontend, Options};
 use crate::common::queue::Queue;
 use crate::common::request::{kind, status};
 use crate::common::rng::Rng;
+use crate::common::stamps::stamped;
 use crate::common::wire::PATIENCE;
 
-use super::known::{Clock, InPlace, Left, Zone, stamped};
+use super::known::{Clock, InPlace, Left, Zone};
 use super::load::{Mood, Worker};
 use super::machine::Boot;
 use super::medium::{Areas, Keep, Loss};

@@ -4,11 +4,12 @@
 //! those of [`Clock`]: what was acknowledged at or before the time of a completed flush is flushed; time zero is what
 //! was found when the disk was opened, which an opening makes durable.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::common::disk::state;
 use crate::common::request::{ZoneInfo, kind};
+use crate::common::stamps::{Piece, check_unacknowledged, decode};
 
 /// Orders acknowledgements and flushes of all queues.
 #[derive(Debug, Default)]
@@ -61,17 +62,6 @@ impl Left {
     }
 }
 
-/// Consecutive blocks written by one request.
-#[derive(Clone, Copy, Debug)]
-pub struct Piece {
-    /// In each of its blocks, with the block's position in it.
-    pub stamp: u64,
-    /// Length.
-    pub blocks: u64,
-    /// The block of the zone where it must lie; appends go where the device puts them.
-    pub at: Option<u64>,
-}
-
 /// An acknowledged block.
 #[derive(Clone, Copy, Debug)]
 pub struct Written {
@@ -96,29 +86,6 @@ pub struct Zone {
     pub finished: bool,
     /// It has refused a write, for lack of room.
     pub refused: bool,
-}
-
-/// Stamp and position of each block of `blocks`, in bytes.
-pub fn stamped(stamp: u64, blocks: u64, block: usize) -> Vec<u8> {
-    (0..blocks)
-        .flat_map(|i| {
-            [stamp.to_le_bytes(), i.to_le_bytes()]
-                .concat()
-                .repeat(block / 16)
-        })
-        .collect()
-}
-
-/// Stamp and position that fill all these bytes, `None` for zeroes.
-///
-/// # Panics
-/// If they are not of one piece.
-pub fn decode(bytes: &[u8], what: &str) -> Option<(u64, u64)> {
-    let unit: [u8; 16] = bytes[..16].try_into().expect("16 bytes");
-    let same = bytes.chunks_exact(16).all(|part| part == unit);
-    assert!(same, "{what}: torn, or of no request");
-    let [stamp, i] = [0, 8].map(|at| crate::common::wire::le64(&unit, at));
-    ((stamp, i) != (0, 0)).then_some((stamp, i))
 }
 
 impl Zone {
@@ -161,7 +128,8 @@ impl Zone {
                 ),
             }
         }
-        self.check_unacknowledged(found, &what);
+        let acknowledged = |at| self.blocks.contains_key(&at);
+        check_unacknowledged(found, acknowledged, &self.pending, &what);
         let durable = |(at, content)| (at, Written { content, time: 0 });
         Self {
             blocks: (0..)
@@ -211,34 +179,6 @@ impl Zone {
                 state::CLOSED
             };
             assert_eq!(info.state, wanted, "{what}: state after a power cut");
-        }
-    }
-
-    /// Blocks that nobody acknowledged come from requests in flight: each once, in place and whole but for the last.
-    fn check_unacknowledged(&self, found: &[Option<(u64, u64)>], what: &str) {
-        let mut seen = HashSet::new();
-        let mut open: Option<(Piece, u64)> = None;
-        for (at, block) in (0..).zip(found) {
-            let Some((stamp, i)) = *block else { continue };
-            if self.blocks.contains_key(&at) {
-                assert!(open.is_none(), "{what}: a piece cut short before {at}");
-                continue;
-            }
-            let piece = self
-                .pending
-                .get(&stamp)
-                .unwrap_or_else(|| panic!("{what}: block {at} of no request in flight"));
-            match open {
-                None => {
-                    assert!(seen.insert(stamp), "{what}: {piece:?} twice");
-                    assert_eq!(i, 0, "{what}: {piece:?} from its middle");
-                    assert!(piece.at.is_none_or(|wanted| wanted == at), "{what}: moved");
-                }
-                Some((before, last)) => {
-                    assert_eq!((stamp, i), (before.stamp, last + 1), "{what}: mixed up");
-                }
-            }
-            open = (i + 1 < piece.blocks).then_some((*piece, i));
         }
     }
 }

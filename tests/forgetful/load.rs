@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use crate::common::queue::{Queue, QueueError};
 use crate::common::request::{
-    APPEND_TAIL_LINUX, APPEND_TAIL_SPEC, Completion, Layout, Request, kind, status,
+    APPEND_TAIL_LINUX, APPEND_TAIL_SPEC, Completion, Request, kind, status,
 };
 use crate::common::rng::Rng;
+use crate::common::stamps::{Piece, decode, stamped, submit};
 
-use super::known::{Clock, InPlace, Piece, Written, Zone, decode, stamped};
+use super::known::{Clock, InPlace, Written, Zone};
 
 /// Requests that a queue keeps in flight.
 const DEPTH: usize = 24;
@@ -193,19 +194,9 @@ impl Worker {
     }
 
     fn send(&mut self, queue: &mut Queue, request: &Request, op: Op) -> bool {
-        let layout = if self.rng.one_in(2) {
-            Layout::indirect()
-        } else {
-            Layout::default()
-        };
-        match queue.submit(request, &layout) {
-            Ok(ticket) => {
-                self.flights.insert(ticket, op);
-                true
-            }
-            Err(QueueError::Full) => false,
-            Err(err) => panic!("{err}"),
-        }
+        let ticket = submit(&mut self.rng, queue, request);
+        let sent = ticket.map(|ticket| self.flights.insert(ticket, op));
+        sent.is_some()
     }
 
     fn read(&mut self, queue: &mut Queue) -> bool {

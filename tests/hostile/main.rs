@@ -12,27 +12,19 @@
 //! After each case a well-formed request must work and the disk must hold what it held. With
 //! `ZONEVAULT_CASES=1` in the environment (and `--no-capture`) every case is printed with what came of it.
 
-#[cfg(test)]
+#![cfg(test)]
+
 #[path = "../common/mod.rs"]
 pub mod common;
-
-#[cfg(test)]
 pub mod stage;
 
-#[cfg(test)]
 mod chains;
-#[cfg(test)]
 mod leaks;
-#[cfg(test)]
 mod memory;
-#[cfg(test)]
 mod messages;
-#[cfg(test)]
 mod requests;
-#[cfg(test)]
 mod rings;
 
-#[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 

@@ -7,17 +7,14 @@
 //! | `scan` | looks for them, 16 bytes at a time, and says in what kind of mapping they are |
 //! | `served` | the daemon, with or without memfd_secret; and a disk in a process that outlives it |
 
-#[cfg(test)]
+#![cfg(test)]
+
 #[path = "../common/mod.rs"]
 pub mod common;
-#[cfg(test)]
 mod scan;
-#[cfg(test)]
 mod secrets;
-#[cfg(test)]
 mod served;
 
-#[cfg(test)]
 #[expect(clippy::print_stdout, reason = "what was searched is told")]
 mod tests {
     use std::os::unix::process::ExitStatusExt;

@@ -1,7 +1,7 @@
 //! Processes that serve a disk, to be looked into.
 #![expect(
     unsafe_code,
-    reason = "limits, signals and a filter of system calls have no safe form in the standard library"
+    reason = "limits and signals have no safe form in the standard library"
 )]
 
 use std::fs::{self, File, OpenOptions};
@@ -22,6 +22,7 @@ use zonevault::store::{Access, Cache, FileMedium};
 use zonevault::volume::{Options, Volume};
 
 use crate::common::daemon::BINARY;
+use crate::common::refused::refuse;
 use crate::common::wire::PATIENCE;
 
 /// Where a host is told which disk, and on which socket.
@@ -151,45 +152,6 @@ pub(crate) fn has_memfd_secret() -> bool {
     }
 }
 
-/// Has memfd_secret answer ENOSYS in this process from now on.
-fn refuse_memfd_secret() -> std::io::Result<()> {
-    let statement = |code: u32, jump_false: u8, k: u32| libc::sock_filter {
-        code: u16::try_from(code).unwrap_or(0),
-        jt: 0,
-        jf: jump_false,
-        k,
-    };
-    let number = u32::try_from(libc::SYS_memfd_secret).unwrap_or(0);
-    let mut program = [
-        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
-        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, number),
-        statement(
-            libc::BPF_RET | libc::BPF_K,
-            0,
-            libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned(),
-        ),
-        statement(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let filter = libc::sock_fprog {
-        len: 4,
-        filter: program.as_mut_ptr(),
-    };
-    // SAFETY: the filter and its program outlive the calls, which copy them.
-    let done = unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-            && libc::prctl(
-                libc::PR_SET_SECCOMP,
-                libc::SECCOMP_MODE_FILTER,
-                &raw const filter,
-            ) == 0
-    };
-    if done {
-        Ok(())
-    } else {
-        Err(std::io::Error::last_os_error())
-    }
-}
-
 /// Lets this process dump core of any size, as far as it may.
 fn allow_core() {
     // SAFETY: the limits outlive the calls.
@@ -205,13 +167,13 @@ fn allow_core() {
 fn prepare(command: &mut Command, memory: Memory) {
     // SAFETY: between fork and exec only system calls are made.
     unsafe {
-        command.pre_exec(move || {
+        command.pre_exec(|| {
             allow_core();
-            match memory {
-                Memory::Secret => Ok(()),
-                Memory::Locked => refuse_memfd_secret(),
-            }
+            Ok(())
         });
+    }
+    if memory == Memory::Locked {
+        refuse(command, libc::SYS_memfd_secret, libc::ENOSYS);
     }
 }
 

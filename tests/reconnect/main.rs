@@ -16,19 +16,14 @@
 //! RECONNECT_ROUNDS=2000 cargo test --features mutants --test reconnect -- --nocapture campaign
 //! ```
 
-#[cfg(test)]
+#![cfg(test)]
+
 #[path = "../common/mod.rs"]
 pub mod common;
 
-#[cfg(test)]
 mod campaign;
-#[cfg(test)]
 mod comings;
-#[cfg(test)]
 mod load;
-#[cfg(test)]
 mod region;
-#[cfg(test)]
 mod survey;
-#[cfg(test)]
 mod truth;

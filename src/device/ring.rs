@@ -304,3 +304,71 @@ impl Ring {
             .map_err(misplaced("used"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use vhost::vhost_user::message::VhostUserMemoryRegion;
+    use vmm_sys_util::eventfd::EventFd;
+
+    use super::super::memory::Place;
+    use super::*;
+
+    const SIZE: u64 = 64 << 10;
+    /// Where front-end and guest have a region in one place.
+    const EVEN: u64 = 0x1_0000;
+    /// Where the guest has one two bytes further.
+    const ODD: u64 = 0x4_0000;
+
+    /// The front-end aligns its addresses, which the `vhost` crate checks; what the guest makes of them is ours.
+    fn table() -> Table {
+        let region = |user, guest| {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(SIZE).unwrap();
+            let region = VhostUserMemoryRegion::new(guest, SIZE, user, 0);
+            (Place::of(&region).unwrap(), file)
+        };
+        Table::new(vec![region(EVEN, EVEN), region(ODD, ODD + 2)]).unwrap()
+    }
+
+    fn parts(descriptors: u64, available: u64, used: u64) -> Addresses {
+        Addresses {
+            descriptors,
+            available,
+            used,
+        }
+    }
+
+    #[test]
+    fn a_ring_is_moved_as_a_whole_or_not_at_all() {
+        let table = table();
+        let mut ring = Ring::new(0, 64).unwrap();
+        let before = parts(EVEN, EVEN + 0x1000, EVEN + 0x2000);
+        ring.set_addresses(before, &table).unwrap();
+        let kick: OwnedFd = EventFd::new(0).unwrap().into();
+        let events = Arc::new(Epoll::new().unwrap());
+        ring.set_kick(Kick::listen(kick.into(), &events, 0).unwrap());
+        assert!(ring.try_start(&table).unwrap());
+        let place = |ring: &Ring| {
+            let queue = &ring.queue;
+            [queue.desc_table(), queue.avail_ring(), queue.used_ring()]
+        };
+        let stood = place(&ring);
+        for misaligned in [
+            parts(EVEN + 0x3000, EVEN + 0x4000, ODD),
+            parts(ODD, EVEN + 0x4000, EVEN + 0x5000),
+        ] {
+            let moved = ring.relocate(misaligned, &table);
+            assert!(
+                matches!(moved, Err(Refusal::RingAlignment(0, ..))),
+                "{moved:?}"
+            );
+            assert_eq!(place(&ring), stood);
+            assert!(ring.has_addresses(&before));
+        }
+        ring.relocate(parts(EVEN + 0x3000, EVEN + 0x4000, EVEN + 0x5000), &table)
+            .unwrap();
+        assert_eq!(place(&ring), stood.map(|at| at + 0x3000));
+    }
+}

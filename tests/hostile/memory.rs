@@ -23,7 +23,6 @@ const W: u16 = DESC_WRITE;
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = tables();
     cases.extend(files());
-    cases.extend(parts_of_huge_pages());
     cases.extend(slots());
     cases.extend(in_flight());
     cases.extend(shrinking());
@@ -173,27 +172,6 @@ fn huge_file() -> Vec<File> {
     let made = options.create("huge").expect("hugetlbfs in the kernel");
     made.as_file().set_len(2 * HUGE_PAGE).expect("its size");
     vec![made.into_file()]
-}
-
-/// Regions of huge pages that are no whole number of them: the mapping could never be taken back whole.
-fn parts_of_huge_pages() -> Vec<Case> {
-    let lens = [HUGE_PAGE / 2, HUGE_PAGE + 4096, 2 * HUGE_PAGE - 4096];
-    let of = |len: u64| {
-        table(
-            &format!("{len} bytes in a file of huge pages"),
-            Want::NotTaken,
-            move |f, mut rows, _| {
-                let files = huge_file();
-                rows[0][1] = len;
-                let told = set_table(f, 1, &rows[..1], &[files[0].as_raw_fd()]);
-                match told {
-                    Seen::Nack(_) => add(f, rows[0], &[files[0].as_raw_fd()]),
-                    other => other,
-                }
-            },
-        )
-    };
-    lens.into_iter().map(of).collect()
 }
 
 /// Descriptors that are no memory.
@@ -628,4 +606,24 @@ fn memory_that_shrank_is_an_error_and_not_the_end() {
         .and_then(|mut log| log.read_to_string(&mut text))
         .expect("a log");
     assert!(text.lines().count() < 50, "{text}");
+}
+
+/// The mapping of a part of a huge page could never be taken back: the kernel unmaps whole ones only.
+#[test]
+fn a_part_of_a_huge_page_is_refused_before_it_is_mapped() {
+    let mut stage = Stage::plain();
+    let files = huge_file();
+    for len in [HUGE_PAGE / 2, HUGE_PAGE + 4096, 2 * HUGE_PAGE - 4096] {
+        let f = stage.negotiated();
+        let mut region = row(&f.ram.regions()[0]);
+        region[1] = len;
+        let fd = files[0].as_raw_fd();
+        for told in [set_table(f, 1, &[region], &[fd]), add(f, region, &[fd])] {
+            assert!(matches!(told, Seen::Nack(_)), "{len}: {told}");
+        }
+    }
+    // Not for want of such pages, of which there may be none.
+    let log = stage.rig.log();
+    assert!(log.contains("it has to consist of whole ones"), "{log}");
+    stage.fresh().queue().assert_alive();
 }

@@ -450,27 +450,6 @@ fn after_the_start() -> Vec<Case> {
             ));
         }
     }
-    for (part, off) in [(0, 8), (1, 1), (2, 2)] {
-        let mut moving = later(
-            format!(
-                "all parts moved while the queue runs, {} {off} bytes off",
-                PART_NAMES[part]
-            ),
-            move |_, start| {
-                let mut moved = Start {
-                    desc: start.desc + 16,
-                    avail: start.avail + 16,
-                    used: start.used + 16,
-                    ..*start
-                };
-                let aligned = put(&mut moved, part, 0);
-                put(&mut moved, part, aligned + off);
-                (FrontendReq::SET_VRING_ADDR, address_body(&moved))
-            },
-        );
-        moving.want = Want::NotTaken;
-        cases.push(moving);
-    }
     cases
 }
 

@@ -9,6 +9,9 @@ pub mod common;
     reason = "sizes of tests fit every integer they meet"
 )]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+
     use crate::common::daemon::Rig;
     use crate::common::disk::state::{CLOSED, EMPTY, EOPEN, FULL, IOPEN, NOT_WP};
     use crate::common::disk::{SMALL, ZONE, ZONE_CAPACITY, ZONES, block, small_rig};
@@ -37,6 +40,24 @@ mod tests {
                 state: if conventional { NOT_WP } else { EMPTY },
             };
             assert_eq!(zone, wanted, "zone {i}");
+        }
+    }
+
+    #[test]
+    fn a_reset_gives_space_back_unless_the_image_keeps_it() {
+        for (discard, kept) in [("unmap", false), ("ignore", true)] {
+            let create = ["--size", "64M", "--zone-size", "1M"];
+            let rig = Rig::new(&create, &["--discard", discard]);
+            let mut f = Frontend::open(&rig.socket());
+            let data = vec![7; 512 << 10];
+            assert_eq!(f.queue().write(0, &data), status::OK);
+            assert_eq!(f.queue().flush(), status::OK);
+            let blocks = || fs::metadata(rig.image.path()).unwrap().blocks();
+            let before = blocks();
+            assert!(before >= 1024, "{before} sectors");
+            assert_eq!(f.queue().simple(kind::ZONE_RESET, 0), status::OK);
+            assert_eq!(f.queue().read_ok(0, 4096), [0; 4096]);
+            assert_eq!(blocks() > 1024, kept, "{discard}: {} sectors", blocks());
         }
     }
 

@@ -3,13 +3,18 @@
 //! feature `mutants`, which nothing but those tests turns on: without it every question here is answered
 //! "no" when compiled.
 //!
-//! A daemon takes its fault from `ZONEVAULT_MUTANT` (`forget-intent`) and the point of its end from
-//! `ZONEVAULT_DIE_AT` (`granted`, or `granted:7` for the seventh time that it is passed).
+//! A daemon takes its fault from `ZONEVAULT_MUTANT` (`forget-intent`), the point of its end from
+//! `ZONEVAULT_DIE_AT` (`granted`, or `granted:7` for the seventh time that it is passed, or `granted:7:900` for that
+//! and 900 microseconds, in which only the thread stands still that came by), and from `ZONEVAULT_FAIL_WRITES` that the
+//! medium fails one write in so many (`40`), of each zone two at most.
 
 #[cfg(feature = "mutants")]
-use std::sync::{
-    LazyLock, OnceLock,
-    atomic::{AtomicU8, AtomicU64, Ordering},
+use std::{
+    sync::{
+        LazyLock, OnceLock,
+        atomic::{AtomicU8, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 /// What can be done wrong.
@@ -40,6 +45,8 @@ pub enum Mutant {
     AnswerTwice,
     /// A queue goes on where the front-end says that it stands.
     TrustBase,
+    /// A write that failed is still said to be about to happen, where another may be by now.
+    KeepFailedIntent,
 }
 
 impl Mutant {
@@ -56,11 +63,12 @@ impl Mutant {
     ];
 
     /// All that a daemon takes from `ZONEVAULT_MUTANT`, with their names there.
-    pub const NAMED: [(&str, Self); 4] = [
+    pub const NAMED: [(&str, Self); 5] = [
         ("forget-intent", Self::ForgetIntent),
         ("redo-counted", Self::RedoCounted),
         ("answer-twice", Self::AnswerTwice),
         ("trust-base", Self::TrustBase),
+        ("keep-failed-intent", Self::KeepFailedIntent),
     ];
 
     /// Whether this is what the process does wrong.
@@ -111,11 +119,13 @@ pub enum Point {
     Published,
     /// Those requests do not count as in flight any more.
     Cleared,
+    /// A write has failed, its queue knows, and the guest does not.
+    Failed,
 }
 
 impl Point {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Granted,
         Self::IntentWritten,
         Self::DataSubmitted,
@@ -125,6 +135,7 @@ impl Point {
         Self::Answered,
         Self::Published,
         Self::Cleared,
+        Self::Failed,
     ];
 
     /// Its name in `ZONEVAULT_DIE_AT`.
@@ -139,31 +150,50 @@ impl Point {
             Self::Answered => "answered",
             Self::Published => "published",
             Self::Cleared => "cleared",
+            Self::Failed => "failed",
         }
     }
 }
+
+/// What a daemon says on its standard error before it ends itself; the point's name follows.
+pub const LAST_WORDS: &str = "the daemon ends itself at ";
 
 #[cfg(feature = "mutants")]
 struct End {
     point: Point,
     left: AtomicU64,
+    pause: Duration,
 }
 
 #[cfg(feature = "mutants")]
 fn end_from_environment() -> Option<End> {
     let text = std::env::var("ZONEVAULT_DIE_AT").ok()?;
-    let (name, count) = text.split_once(':').unwrap_or((&text, "1"));
-    let point = Point::ALL.into_iter().find(|point| point.name() == name)?;
-    let left = AtomicU64::new(count.parse().ok()?);
-    Some(End { point, left })
+    let mut parts = text.split(':');
+    let name = parts.next()?;
+    let mut number = |without: u64| match parts.next() {
+        Some(part) => part.parse().ok(),
+        None => Some(without),
+    };
+    let (left, pause) = (number(1)?, number(0)?);
+    Some(End {
+        point: Point::ALL.into_iter().find(|point| point.name() == name)?,
+        left: AtomicU64::new(left),
+        pause: Duration::from_micros(pause),
+    })
 }
 
-/// Ends the process at once, as if it were killed, if this is where it is to end.
+/// Ends the process at once, as if it were killed, if this is where it is to end. The sandbox, which knows
+/// no signal of that kind, does it in its own way, so it is said before: a call that it forbids looks the same.
 #[cfg(feature = "mutants")]
 pub(crate) fn pass(point: Point) {
     static END: OnceLock<Option<End>> = OnceLock::new();
     let end = END.get_or_init(end_from_environment).as_ref();
-    if end.is_some_and(|end| end.point == point && end.left.fetch_sub(1, Ordering::Relaxed) == 1) {
+    let Some(end) = end.filter(|end| end.point == point) else {
+        return;
+    };
+    if end.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+        std::thread::sleep(end.pause);
+        eprintln!("{LAST_WORDS}{}", point.name());
         std::process::abort();
     }
 }
@@ -171,3 +201,30 @@ pub(crate) fn pass(point: Point) {
 /// Ends the process if this is where it is to end: never.
 #[cfg(not(feature = "mutants"))]
 pub(crate) const fn pass(_point: Point) {}
+
+/// Failures of a zone that are made up: with one more at the same place it would turn read-only.
+#[cfg(feature = "mutants")]
+const FAILURES_OF_A_ZONE: u8 = 2;
+
+/// Whether a write to this zone that has just come to its end counts as one that failed.
+#[cfg(feature = "mutants")]
+pub(crate) fn fails(zone: u32) -> bool {
+    static ONE_IN: LazyLock<Option<u64>> = LazyLock::new(|| {
+        let text = std::env::var("ZONEVAULT_FAIL_WRITES").ok()?;
+        text.parse().ok().filter(|&one_in| one_in > 0)
+    });
+    static WRITES: AtomicU64 = AtomicU64::new(0);
+    static FAILED: [AtomicU8; 64] = [const { AtomicU8::new(0) }; 64];
+    let Some(one_in) = *ONE_IN else {
+        return false;
+    };
+    let due = WRITES.fetch_add(1, Ordering::Relaxed) % one_in == one_in - 1;
+    let of_zone = FAILED.get(zone as usize % FAILED.len());
+    due && of_zone.is_some_and(|count| count.fetch_add(1, Ordering::Relaxed) < FAILURES_OF_A_ZONE)
+}
+
+/// Whether a write counts as failed that did not fail: never.
+#[cfg(not(feature = "mutants"))]
+pub(crate) const fn fails(_zone: u32) -> bool {
+    false
+}

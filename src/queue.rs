@@ -80,6 +80,19 @@ impl Payload for Flight {
             intents.note(self.chain.head(), intent);
         }
     }
+
+    fn is_disowned(&self) -> bool {
+        let head = self.chain.head();
+        self.intents
+            .as_ref()
+            .is_some_and(|intents| intents.is_spoiled(head))
+    }
+
+    fn disown(&self) {
+        if let Some(intents) = &self.intents {
+            intents.spoil(self.chain.head());
+        }
+    }
 }
 
 /// Why a queue cannot go on where it was.

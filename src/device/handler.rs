@@ -33,9 +33,10 @@ use crate::limit::LogLimit;
 use crate::store::Medium;
 
 /// How long zones are kept for requests that the front-end says were in flight and has not brought back
-/// yet. It starts its queues one right after the other; one that it never starts again must not keep the
-/// guest from a zone for ever.
-const RETURN_PATIENCE: Duration = Duration::from_secs(30);
+/// yet. It starts its queues one right after the other, in a loop that takes milliseconds: this is a
+/// thousand times as long, for a host that swaps. One that it never starts again must not keep the guest
+/// from a zone for long: its other requests wait meanwhile, and block layers of guests call 30 s a hang.
+const RETURN_PATIENCE: Duration = Duration::from_secs(5);
 
 static LOST_RINGS: LogLimit = LogLimit::new();
 
@@ -89,13 +90,9 @@ impl<M: Medium> Handler<M> {
 
     /// Zones take whatever comes, and requests that were in flight and did not come back are not done.
     fn give_up(&mut self) {
-        let left = self.device.take_left();
-        let keepers = self.tracked.iter().chain(&left);
-        self.device.volume().give_up(|places| {
-            for keeper in keepers {
-                keeper.region().give_up(places);
-            }
-        });
+        // What was left behind is let go of after it was told.
+        let _left = self.device.take_left();
+        self.device.volume().give_up();
         self.give_up = None;
     }
 
@@ -274,12 +271,17 @@ impl<M: Medium> Handler<M> {
         let volume = self.device.volume();
         let limits = self.device.options().limits;
         let tracked = Arc::new(Tracked::adopt(handed, file, limits, &volume.identity())?);
-        // What an earlier front-end left behind must not hold up this one; if it is the same, it says so anew.
-        volume.expect_no_more();
-        volume.expect(tracked.region().intents());
-        if volume.expects() {
-            self.give_up = Some(Instant::now() + RETURN_PATIENCE);
+        let (region, left) = (tracked.region(), self.device.take_left());
+        let before = self.tracked.as_ref().or(left.as_ref());
+        let again = before.is_some_and(|before| region.is_again(before.region()));
+        if !again {
+            // What an earlier front-end left behind, or this one puts away, must not hold it up.
+            volume.give_up();
         }
+        volume.expect(&tracked, region.epoch());
+        region.continue_under(&volume.identity());
+        let patience = volume.expects().then_some(RETURN_PATIENCE);
+        self.give_up = patience.map(|patience| Instant::now() + patience);
         for queue in queues {
             queue.reach()?.tracked = Some(Arc::clone(&tracked));
         }
@@ -327,8 +329,11 @@ impl<M: Medium> VhostUserBackendReqHandlerMut for Handler<M> {
     }
 
     fn reset_device(&mut self) -> ProtocolResult<()> {
+        let reset = self.device.reset();
+        // The guest starts over: nothing that was in flight comes again.
+        self.give_up();
         self.tracked = None;
-        Ok(self.device.reset().map_err(Refusal::Busy)?)
+        Ok(reset.map_err(Refusal::Busy)?)
     }
 
     fn get_features(&mut self) -> ProtocolResult<u64> {

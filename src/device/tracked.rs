@@ -6,7 +6,8 @@ use vhost::vhost_user::message::VhostUserInflight;
 
 use crate::queue::inflight::{InflightError, InflightQueue, Region};
 use crate::request::DeviceLimits;
-use crate::volume::Identity;
+use crate::volume::{Identity, Keeper};
+use crate::zone::Intent;
 
 /// Why there is no region, or none that can be used.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,12 @@ pub(super) enum TrackError {
 #[derive(Debug)]
 pub(super) struct Tracked {
     region: Region,
+}
+
+impl Keeper for Tracked {
+    fn spoil(&self, undone: &mut dyn FnMut(&Intent) -> bool) {
+        self.region.spoil(undone);
+    }
 }
 
 fn check(asked: &VhostUserInflight, limits: DeviceLimits) -> Result<(), TrackError> {

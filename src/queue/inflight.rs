@@ -27,6 +27,10 @@
 //! of the ring is out, in flight is cleared for the batch, then the used index here. A daemon that finds
 //! the used indices differ knows that the last batch was seen by the guest.
 //!
+//! An intent that will not be carried out is spoiled, by turning its check round, before anybody else can have
+//! what it names; who is to do that when, [`crate::zone::Note`]'s module says. The request then fails,
+//! now or when it is brought again.
+//!
 //! # Trust
 //!
 //! A front-end can hand back anything. [`Region::adopt`] takes sizes and identity for nothing but
@@ -38,7 +42,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crc_fast::CrcAlgorithm;
 use memfd::{FileSeal, MemfdOptions};
@@ -48,7 +52,7 @@ use vm_memory::{AtomicAccess, Bytes as _, FileOffset, MmapRegion, VolatileMemory
 use crate::geometry::{Blocks, Generation, ZoneIndex};
 use crate::guard::{Guarded, TooMany, guard};
 use crate::mutant::Mutant;
-use crate::volume::Identity;
+use crate::volume::{Identity, Keeper};
 use crate::zone::{Change, Epoch, Intent};
 
 /// Everything begins at a multiple of this.
@@ -199,6 +203,17 @@ impl Bytes {
         debug_assert!(stored.is_ok(), "inside of the region, and aligned");
     }
 
+    /// Stores `new` where `old` is, and nothing where it is not.
+    fn replace_u64(&self, at: u64, old: u64, new: u64) {
+        let at = usize::try_from(at).unwrap_or(usize::MAX);
+        let (old, new) = (old.to_le(), new.to_le());
+        let slice = self.map.as_volatile_slice();
+        if let Ok(place) = slice.get_atomic_ref::<AtomicU64>(at) {
+            // Not there: that is what was asked for.
+            let _ = place.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
     fn load_u16(&self, at: u64) -> u16 {
         u16::from_le(self.load(at))
     }
@@ -222,7 +237,13 @@ pub struct Region {
     bytes: Arc<Bytes>,
     shape: Shape,
     file: File,
+    place: FilePlace,
+    /// It had nothing in it when it was handed over.
+    blank: bool,
 }
+
+/// Which bytes of which file: device, inode, offset.
+type FilePlace = (u64, u64, u64);
 
 impl Region {
     /// A new one, nothing in flight, in memory that cannot shrink. `queues` and `descriptors` of each:
@@ -268,19 +289,20 @@ impl Region {
                 needed,
             });
         }
-        let region = Self::map(file, offset, shape)?;
-        if region.is_blank() {
+        let mut region = Self::map(file, offset, shape)?;
+        region.blank = region.is_blank();
+        if region.blank {
             // A front-end forgets what was in flight, as when its guest starts anew.
             region.initialize(disk);
         }
         region.check(disk)?;
-        region.continue_under(disk);
         Ok(region)
     }
 
     fn map(file: File, offset: u64, shape: Shape) -> Result<Self, InflightError> {
         let len = usize::try_from(shape.len()).map_err(io::Error::other)?;
-        let page = usize::try_from(file.metadata()?.blksize()).map_err(io::Error::other)?;
+        let metadata = file.metadata()?;
+        let page = usize::try_from(metadata.blksize()).map_err(io::Error::other)?;
         let mapped = MmapRegion::from_file(FileOffset::new(file.try_clone()?, offset), len);
         let map = mapped.map_err(io::Error::other)?;
         let _guarded = guard(map.as_ptr(), map.size(), page)?;
@@ -288,6 +310,8 @@ impl Region {
             bytes: Arc::new(Bytes { map, _guarded }),
             shape,
             file,
+            place: (metadata.dev(), metadata.ino(), offset),
+            blank: false,
         })
     }
 
@@ -338,20 +362,31 @@ impl Region {
         }
     }
 
-    /// From here on what is in the region is of this opening of the disk.
+    /// Under which opening of the disk it was last in use.
+    pub fn epoch(&self) -> Epoch {
+        Epoch(self.bytes.load_u64(self.shape.tail() + TAIL_EPOCH))
+    }
+
+    /// From here on what is in the region is of this opening of the disk. To be said once its intents were
+    /// judged ([`crate::volume::Volume::expect`]): if the daemon is killed before, they are judged anew.
     ///
     /// A daemon that is killed before a front-end comes to it changes nothing, but leaves an epoch: that
     /// others were between is no proof that they wrote. Generations and write pointers decide.
-    fn continue_under(&self, disk: &Identity) {
-        let at = self.shape.tail() + TAIL_EPOCH;
-        let before = Epoch(self.bytes.load_u64(at));
+    pub fn continue_under(&self, disk: &Identity) {
+        let before = self.epoch();
         if before != disk.epoch && before != disk.last_epoch {
             log::warn!(
                 "the disk was opened in between by others than those who serve this front-end: what was \
                  in flight is judged by the zones as they are now"
             );
         }
+        let at = self.shape.tail() + TAIL_EPOCH;
         self.bytes.store_u64(at, disk.epoch.0);
+    }
+
+    /// Whether this is `earlier` once more, and the front-end has not forgotten what is in it.
+    pub fn is_again(&self, earlier: &Self) -> bool {
+        !self.blank && self.place == earlier.place && self.shape == earlier.shape
     }
 
     /// Bytes that the front-end has to keep, from the start of [`Region::file`].
@@ -389,39 +424,15 @@ impl Region {
             batch: Vec::new(),
         })
     }
+}
 
-    /// What was to be written at these places (in their order) was not, and something else may be: whoever finds such an
-    /// intent of an operation in flight knows nothing.
-    pub fn give_up(&self, places: &[(ZoneIndex, Blocks)]) {
+impl Keeper for Region {
+    fn spoil(&self, undone: &mut dyn FnMut(&Intent) -> bool) {
         for queue in (0..self.shape.queues).filter_map(|index| self.queue(index)) {
             for (_, head) in queue.part.in_flight() {
-                if let Past::Intended(Intent {
-                    zone,
-                    change: Change::Write { start, .. },
-                    ..
-                }) = queue.part.past(head)
-                    && places.binary_search(&(zone, start)).is_ok()
-                {
-                    queue.part.spoil_intent(head);
-                }
+                queue.part.spoil(head, &mut *undone);
             }
         }
-    }
-
-    /// What every operation in flight was about to change, of all queues.
-    pub fn intents(&self) -> impl Iterator<Item = Intent> + '_ {
-        (0..self.shape.queues)
-            .filter_map(|index| self.queue(index))
-            .flat_map(|queue| {
-                let in_flight = queue.part.in_flight();
-                in_flight
-                    .into_iter()
-                    .map(move |(_, head)| queue.part.past(head))
-            })
-            .filter_map(|past| match past {
-                Past::Intended(intent) => Some(intent),
-                Past::Untouched | Past::Doubtful => None,
-            })
     }
 }
 
@@ -483,33 +494,46 @@ impl Part {
         for (place, field) in places.zip(fields) {
             self.bytes.store_u64(place, field);
         }
-        let check_at = at + (1 + INTENT_FIELDS as u64) * 8;
-        self.bytes.store_u64(check_at, check(counter, &fields));
+        self.bytes
+            .store_u64(self.check_of(head), check(counter, &fields));
         self.bytes.store_u64(at, counter);
     }
 
-    /// Makes an intent one that is not to be trusted.
-    fn spoil_intent(&self, head: u16) {
-        let check = self.intents + INTENT_LEN * u64::from(head) + (1 + INTENT_FIELDS as u64) * 8;
-        let right = self.bytes.load_u64(check);
-        self.bytes.store_u64(check, !right);
+    fn check_of(&self, head: u16) -> u64 {
+        self.intents + INTENT_LEN * u64::from(head) + (1 + INTENT_FIELDS as u64) * 8
+    }
+
+    /// Makes the intent of a head, if that is of the request in flight and `undone` says so, one that is not to
+    /// be trusted. Any thread may. Was another one noted meanwhile, then the request was answered, and that
+    /// of its successor stays.
+    fn spoil(&self, head: u16, undone: impl FnOnce(&Intent) -> bool) {
+        let (past, check) = self.look(head);
+        if matches!(past, Past::Intended(intent) if undone(&intent)) {
+            let at = self.check_of(head);
+            self.bytes.replace_u64(at, check, !check);
+        }
     }
 
     fn past(&self, head: u16) -> Past {
+        self.look(head).0
+    }
+
+    /// What is known of the request in flight, and the check of its intent.
+    fn look(&self, head: u16) -> (Past, u64) {
         let at = self.intents + INTENT_LEN * u64::from(head);
         let counter = self.bytes.load_u64(at);
-        if counter != self.counter_of(head) {
-            return Past::Untouched;
-        }
         let mut fields = [0; INTENT_FIELDS];
         for (field, place) in fields.iter_mut().zip(1_u64..) {
             *field = self.bytes.load_u64(at + place * 8);
         }
-        let found = self.bytes.load_u64(at + (1 + INTENT_FIELDS as u64) * 8);
-        match decode(&fields).filter(|_| found == check(counter, &fields)) {
-            Some(intent) => Past::Intended(intent),
-            None => Past::Doubtful,
-        }
+        let found = self.bytes.load_u64(self.check_of(head));
+        let past = if counter != self.counter_of(head) {
+            Past::Untouched
+        } else {
+            let sound = decode(&fields).filter(|_| found == check(counter, &fields));
+            sound.map_or(Past::Doubtful, Past::Intended)
+        };
+        (past, found)
     }
 }
 
@@ -677,6 +701,20 @@ impl Intents {
         let Self(part) = self;
         if head < part.descriptors {
             part.write_intent(head, part.counter_of(head), intent);
+        }
+    }
+
+    /// Whether what was noted of `head` was spoiled, or cannot be trusted for another reason.
+    pub(super) fn is_spoiled(&self, head: u16) -> bool {
+        let Self(part) = self;
+        head < part.descriptors && part.past(head) == Past::Doubtful
+    }
+
+    /// Makes what was noted of `head` something that nobody trusts.
+    pub(super) fn spoil(&self, head: u16) {
+        let Self(part) = self;
+        if head < part.descriptors {
+            part.spoil(head, |_| true);
         }
     }
 }

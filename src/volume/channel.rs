@@ -585,13 +585,14 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     }
 
     fn end_write(&mut self, id: u32, result: Result<(), ZoneError>) {
-        let Some(Stage::InLine(outcome)) = self.op(id).map(|op| &op.stage) else {
-            return;
-        };
-        let outcome = *outcome;
-        match result {
-            Ok(()) => self.acknowledge(id, outcome),
-            Err(error) => self.finish(id, error.into()),
+        match (self.op(id).map(|op| &op.stage), result) {
+            (Some(&Stage::InLine(outcome)), Ok(())) => self.acknowledge(id, outcome),
+            // Or it was begun before, and waited for its turn, which does not come.
+            (Some(Stage::InLine(_) | Stage::Parked), Err(error)) => {
+                mutant::pass(Point::Failed);
+                self.finish(id, error.into());
+            }
+            _ => {}
         }
     }
 

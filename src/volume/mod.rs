@@ -43,6 +43,7 @@ mod tests;
 
 pub use channel::Channel;
 pub use op::{Finished, Payload};
+pub use redo::Keeper;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -54,6 +55,7 @@ use parking_lot::Mutex;
 use thiserror::Error;
 
 use self::mailbox::Mailbox;
+use self::redo::Keepers;
 use self::scan::Scanner;
 use self::session::Left;
 use self::tag_cache::TagCache;
@@ -234,6 +236,8 @@ pub struct Volume<M: Medium> {
     write_cache: AtomicBool,
     sync_failed: AtomicBool,
     sync_gate: Mutex<SyncGate>,
+    /// Who keeps intents of operations in flight.
+    keepers: Mutex<Keepers>,
     /// Channels there were so far.
     lives: AtomicU32,
     /// Under which epoch the disk was written to before, and whether that ended by a kill.
@@ -329,6 +333,7 @@ impl<M: Medium> Volume<M> {
             write_cache: AtomicBool::new(true),
             sync_failed: AtomicBool::new(false),
             sync_gate: Mutex::new(SyncGate::default()),
+            keepers: Mutex::default(),
             lives: AtomicU32::new(0),
             past,
             tagged,
@@ -431,20 +436,26 @@ impl<M: Medium> Volume<M> {
             return false;
         };
         let mut settled = lock.lock();
-        self.table.settle_into(zone, &mut settled);
-        let mut ok = match &settled.record {
-            Some(order) => self.write_record(zone, order),
-            None => true,
-        };
-        if settled.fence && self.tagged {
-            fences.push(zone);
-        } else if settled.fence {
+        let mut ok = true;
+        loop {
+            self.table.settle_into(zone, &mut settled);
+            if let Some(place) = settled.fell_back {
+                // Before anybody hears of it, and before the zone takes a write there.
+                self.spoil_failed(zone, place);
+            }
+            let order = settled.record.as_ref();
+            ok &= order.is_none_or(|order| self.write_record(zone, order));
+            if !settled.fence {
+                break;
+            }
+            if self.tagged {
+                fences.push(zone);
+                break;
+            }
             let order = self.table.fence_record(zone, false);
             ok &= order.is_some_and(|order| self.write_record(zone, &order));
             self.table.end_fence(zone, ok);
-            self.table.settle_into(zone, &mut settled);
-            let freed = settled.record.as_ref();
-            ok &= freed.is_none_or(|order| self.write_record(zone, order));
+            // For those who waited; and a write that was let in just now may have failed already.
         }
         if !ok {
             for item in &mut settled.released {

@@ -16,6 +16,14 @@ pub trait Payload {
     /// Notes what the operation is about to change, if it is noted anywhere. Called before anything
     /// is changed that outlives the daemon.
     fn intend(&self, _intent: Intent) {}
+
+    /// Whether what is noted was spoiled since it was read: somebody else may have what it names.
+    fn is_disowned(&self) -> bool {
+        false
+    }
+
+    /// Spoils what is noted, for the operation fails.
+    fn disown(&self) {}
 }
 
 /// An operation that is over; the payload goes back to who brought it.

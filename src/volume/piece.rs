@@ -360,7 +360,10 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 self.free_pieces.push(index);
                 self.give_back(buf);
                 mutant::pass(Point::DataWritten);
-                let result = result.map_err(|e| say_io_error(zone, &e));
+                let result = match mutant::fails(zone.0) {
+                    true => Err(Status::IoError),
+                    false => result.map_err(|e| say_io_error(zone, &e)),
+                };
                 for op in owners.drain(..) {
                     self.end_transfer_piece(op, result);
                 }

@@ -1,26 +1,72 @@
 //! Operations that a daemon before this one had begun: those that count are answered, the others done.
 //!
 //! Whoever brings them knows from a place that outlives the daemon what each was about to change
-//! ([`Payload::intend`]); what came of it, the zone records tell.
+//! ([`Payload::intend`]); what came of it, the zone records tell. A place that is free again must be named
+//! by nobody: see [`crate::zone::Note`] and the module that it is of for the rules, and [`Keeper`] for those who obey.
+
+use std::fmt::Debug;
+use std::sync::{Arc, Weak};
 
 use crate::geometry::{Blocks, Generation, Sector, ZoneIndex};
 use crate::mutant::{self, Mutant, Point};
 use crate::request::{Command, Outcome, Status, ZoneAction, blocks_of};
 use crate::store::Medium;
-use crate::zone::{Change, Intent, Redo, Ticket, ZoneState};
+use crate::zone::{Change, Epoch, Intent, Note, Redo, Ticket, ZoneState};
 
 use super::Volume;
 use super::channel::Channel;
 use super::op::{Op, Payload, Stage};
 
+/// What keeps the intents of operations in flight for a daemon after this one. Other threads may change it.
+pub trait Keeper: Debug + Send + Sync {
+    /// Asks `undone` of every intent of an operation in flight, and makes those of which it says so such that
+    /// they are not trusted any more.
+    fn spoil(&self, undone: &mut dyn FnMut(&Intent) -> bool);
+}
+
+/// Everything that keeps intents which may still have to be spoiled.
+///
+/// A keeper is needed as long as a queue works that notes something there, whose worker holds it, and as
+/// long as something of it is expected; that can be said of the one that came last only, and who serves
+/// front-ends holds that. So of many front-ends one after another next to nothing is kept.
+#[derive(Debug, Default)]
+pub(super) struct Keepers(Vec<Weak<dyn Keeper>>);
+
+impl Keepers {
+    fn add(&mut self, keeper: Weak<dyn Keeper>) {
+        self.0.retain(|keeper| keeper.strong_count() > 0);
+        self.0.push(keeper);
+    }
+}
+
+/// Where a payload notes its intent.
+struct NoteOf<'a, P>(&'a P);
+
+impl<P: Payload> Note for NoteOf<'_, P> {
+    fn is_spoiled(&self) -> bool {
+        self.0.is_disowned()
+    }
+
+    fn spoil(&self) {
+        self.0.disown();
+    }
+}
+
 impl<M: Medium> Volume<M> {
-    /// Announces operations that will come by [`Channel::start_again`]: until each has come, its zone
-    /// takes no other write. They come from a front-end, and what cannot be is passed over.
-    pub fn expect(&self, intents: impl Iterator<Item = Intent>) {
-        let zones = self.geometry().zones();
-        let known = intents.filter(|_| !Mutant::ForgetIntent.is_on());
-        self.table
-            .expect(known.filter(|intent| intent.zone.0 < zones));
+    /// A front-end has come with `keeper`, which was last in use under `epoch`: announces the operations that
+    /// will come by [`Channel::start_again`]. Until each has come, its zone takes no other write. They come
+    /// from a front-end, and those that cannot be are spoiled. No queue may run; who calls holds the keeper
+    /// until the next one has come, or nothing is expected.
+    pub fn expect<K: Keeper + 'static>(&self, keeper: &Arc<K>, epoch: Epoch) {
+        let weak: Weak<K> = Arc::downgrade(keeper);
+        self.keepers.lock().add(weak);
+        if Mutant::ForgetIntent.is_on() {
+            return;
+        }
+        keeper.spoil(&mut |intent| {
+            let write = matches!(intent.change, Change::Write { .. });
+            write && !self.table.expect(*intent, epoch)
+        });
     }
 
     /// Whether some that were announced have not come.
@@ -29,19 +75,35 @@ impl<M: Medium> Volume<M> {
     }
 
     /// Waits no longer for those that have not come: they fail, and so does what must follow them, and
-    /// their zones take whatever comes. `note` is told their places first, for who keeps their intents:
-    /// what is written there next must not be taken for them.
-    pub fn give_up(&self, note: impl FnOnce(&[(ZoneIndex, Blocks)])) {
+    /// their zones take whatever comes.
+    pub fn give_up(&self) {
         let given_up = self.table.give_up();
-        note(&given_up.places);
+        self.spoil(|intent| {
+            let Change::Write { start, .. } = intent.change else {
+                return false;
+            };
+            given_up.places.binary_search(&(intent.zone, start)).is_ok()
+        });
         for released in self.table.release(given_up) {
             self.post(released);
         }
     }
 
-    /// Waits no longer for those that have not come, whose intents nobody keeps.
-    pub fn expect_no_more(&self) {
-        self.give_up(|_| ());
+    /// The write pointer of a zone fell back: what was granted from there on was not done.
+    pub(super) fn spoil_failed(&self, zone: ZoneIndex, (generation, from): (Generation, Blocks)) {
+        if Mutant::KeepFailedIntent.is_on() {
+            return;
+        }
+        self.spoil(|intent| {
+            let behind = matches!(intent.change, Change::Write { start, .. } if start >= from);
+            behind && intent.zone == zone && intent.generation == generation
+        });
+    }
+
+    fn spoil(&self, mut undone: impl FnMut(&Intent) -> bool) {
+        for keeper in self.keepers.lock().0.iter().filter_map(Weak::upgrade) {
+            keeper.spoil(&mut undone);
+        }
     }
 }
 
@@ -135,7 +197,11 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             self.finish(id, Status::IoError);
             return true;
         };
-        match self.volume.table.admit_redo(intent, ticket) {
+        let Some(op) = self.ops.get(id as usize).and_then(Option::as_ref) else {
+            return true;
+        };
+        let note = NoteOf(&op.payload);
+        match self.volume.table.admit_redo(intent, ticket, &note) {
             Ok(Redo::Counted) if Mutant::RedoCounted.is_on() => return false,
             Ok(Redo::Counted) => self.acknowledge(id, outcome),
             Ok(Redo::Again(admission)) => self.begin_granted(id, Ok(admission), len),

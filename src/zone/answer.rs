@@ -55,6 +55,9 @@ pub struct Settled {
     /// [`super::Table::fence_record`] gives, and [`super::Table::end_fence`] is called. With tags what
     /// the zone holds must be durable before the one, and that record before the other.
     pub fence: bool,
+    /// Writes failed: nothing of this generation that was granted from here on was done. It must not be taken
+    /// for whatever is next at its place, so who keeps intents is told before the fence ends.
+    pub fell_back: Option<(Generation, Blocks)>,
     /// Who is to be told afterwards.
     pub released: Vec<Released>,
 }

@@ -4,15 +4,40 @@
 //! and which did not. The latter begin once more at the place that they were granted, in the order of
 //! their places, whichever queue brings them: a zone of which some are [expected](Table::expect) takes
 //! no other operation meanwhile.
+//!
+//! # Why a place that counts is that of the write which names it
+//!
+//! An intent names a place, and whoever finds that the zone counts it takes the write for done. That
+//! holds as long as a place is never free for another write while an intent that was not carried out
+//! names it. There are five ways in which it becomes free, and before each the intent is *spoiled*: made
+//! one that nobody trusts, in the memory that outlives the daemon.
+//!
+//! 1. *A write fails, and with it those behind it.* [`Table::settle`] bars the zone and tells how far it
+//!    fell back ([`super::Settled::fell_back`]); the volume spoils what was to be there, in every region that
+//!    is kept; the fence then ends, and the zone takes writes. What was expected behind is not any more.
+//! 2. *Expected writes are given up.* [`Table::give_up`] takes the expectation, the volume spoils, and
+//!    [`Table::release`] frees the zone.
+//! 3. *One comes once more and is refused.* [`Table::admit_redo`] spoils its intent before it frees the zone.
+//! 4. *It is not expected at all*, since what it names does not fit the zone. [`Table::expect`] says so, and it is
+//!    spoiled before any queue runs.
+//! 5. *Another front-end came first*, with a region that this daemon had not seen: of a zone that was written
+//!    to since, [`Table::expect`] knows nothing.
+//!
+//! A reset waits for all of them, so one of an older generation counted in its time. A daemon that is
+//! killed between two steps leaves the zone as it was before the first of them, where what is not spoiled
+//! fits again, or spoiled more than it had to: that is an error for a write that was not done. And since
+//! the intent may be spoiled by another thread while its own is about to ask for its place, who takes it for
+//! counted looks at it once more, under the lock under which places are given.
 
-use std::ops::Range;
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use crate::geometry::{Blocks, Generation, ZoneIndex, ZoneType};
 
 use super::answer::{Admission, Grant};
 use super::line::{Released, Ticket};
 use super::table::{Inner, Table};
-use super::{ZoneError, ZoneState};
+use super::{Epoch, ZoneError, ZoneState};
 
 /// What an operation is about to do to a zone, noted where it outlives the daemon before the
 /// operation changes anything.
@@ -52,6 +77,14 @@ pub enum Redo<T> {
     Again(Admission<T>),
 }
 
+/// Where the intent of an operation is noted.
+pub trait Note {
+    /// It is not to be trusted any more.
+    fn is_spoiled(&self) -> bool;
+    /// Makes it so.
+    fn spoil(&self);
+}
+
 /// Writes that were announced and did not come.
 #[derive(Debug)]
 #[must_use]
@@ -61,34 +94,32 @@ pub struct GivenUp {
     waiting: Vec<Released>,
 }
 
-/// A write that is to come once more.
-#[derive(Debug)]
-pub(super) struct Expected {
-    zone: ZoneIndex,
-    start: Blocks,
-    /// It came, and waits for those before it.
-    waiting: Option<Ticket>,
+/// Writes that are to come once more, by their places; of those that came before their turn, who waits for it.
+pub(super) type Expected = BTreeMap<(ZoneIndex, Blocks), Option<Ticket>>;
+
+/// The places of a zone.
+fn all_of(zone: ZoneIndex) -> RangeInclusive<(ZoneIndex, Blocks)> {
+    (zone, Blocks(0))..=(zone, Blocks(u64::MAX))
+}
+
+/// Forgets what is expected in `zone`: its turn does not come. Whoever waits for it fails.
+pub(super) fn lose(expected: &mut Expected, zone: ZoneIndex, released: &mut Vec<Released>) {
+    let places: Vec<_> = expected.range(all_of(zone)).map(|(&at, _)| at).collect();
+    for at in places {
+        let waiting = expected.remove(&at).flatten();
+        released.extend(waiting.map(failed));
+    }
+}
+
+fn failed(ticket: Ticket) -> Released {
+    Released::Write(ticket, Err(ZoneError::Failed))
 }
 
 impl Inner {
-    fn expected_at(&self, zone: ZoneIndex, start: Blocks) -> Option<usize> {
-        let key = |expected: &Expected| (expected.zone, expected.start);
-        self.expected.binary_search_by_key(&(zone, start), key).ok()
-    }
-
-    /// Where those of `zone` stand.
-    fn expected_in(&self, zone: ZoneIndex) -> Range<usize> {
-        let begin = self.expected.partition_point(|other| other.zone < zone);
-        let end = self.expected.partition_point(|other| other.zone <= zone);
-        begin..end
-    }
-
     /// The write at `start` has begun, or never will.
     fn forget_expected(&mut self, zone: ZoneIndex, start: Blocks) {
-        if let Some(at) = self.expected_at(zone, start) {
-            self.expected.remove(at);
-        }
-        let more = !self.expected_in(zone).is_empty();
+        self.expected.remove(&(zone, start));
+        let more = self.expected.range(all_of(zone)).next().is_some();
         if let Some(zone) = self.zone(zone) {
             zone.awaited = more;
         }
@@ -103,12 +134,10 @@ impl Inner {
             return;
         }
         let (reserved, idle) = (state.reserved, state.is_line_empty());
-        let turn = self.expected_at(zone, reserved);
-        let lost = turn.is_none() && idle;
-        let range = self.expected_in(zone);
-        for expected in self.expected.get_mut(range).unwrap_or_default() {
-            if lost || expected.start == reserved {
-                let ticket = expected.waiting.take();
+        let lost = idle && !self.expected.contains_key(&(zone, reserved));
+        for (&(_, start), waiting) in self.expected.range_mut(all_of(zone)) {
+            if lost || start == reserved {
+                let ticket = waiting.take();
                 released.extend(ticket.map(|ticket| Released::Retry(ticket, zone)));
             }
         }
@@ -116,50 +145,50 @@ impl Inner {
 
     /// Nobody of channel `life` waits for its turn any more.
     pub(super) fn forget_waiting(&mut self, life: u32) {
-        for expected in &mut self.expected {
-            expected.waiting = expected.waiting.filter(|ticket| ticket.life != life);
+        for waiting in self.expected.values_mut() {
+            *waiting = waiting.filter(|ticket| ticket.life != life);
         }
     }
 }
 
 impl Table {
-    /// Announces the writes among `intents` that will come once more ([`Table::admit_redo`]). Their zones
-    /// take nothing else before each has come or is [given up](Table::give_up). What a zone counts
-    /// already, and what does not fit it (the intents come from a front-end), is not waited for.
-    pub fn expect(&self, intents: impl Iterator<Item = Intent>) {
+    /// Whether anything is known of a write that was granted and not answered, as `intent` says. If its zone
+    /// does not count it, it is announced with that ([`Table::admit_redo`]): the zone takes nothing else
+    /// before it has come or is [given up](Table::give_up). The intent comes from a front-end and may be
+    /// anything; `epoch`: under which the region that holds it was last in use.
+    ///
+    /// `false`: it does not fit the zone, or others may have written since at the place that it names. It is
+    /// not to be trusted, now or later. To be called while no queue runs.
+    pub fn expect(&self, intent: Intent, epoch: Epoch) -> bool {
         let mut inner = self.inner.lock();
-        for Intent {
-            zone: index,
-            generation,
-            change,
-        } in intents
-        {
-            let Change::Write { start, count } = change else {
-                continue;
-            };
-            let sequential = self.geometry().zone_type(index) == ZoneType::Sequential;
-            let capacity = self.geometry().zone_capacity_blocks(index);
-            let Some(zone) = inner.zone(index).filter(|_| sequential) else {
-                continue;
-            };
-            let fits = start
-                .0
-                .checked_add(count.0)
-                .is_some_and(|end| end <= capacity.0);
-            if zone.generation != generation || start < zone.written || !fits {
-                continue;
-            }
-            zone.awaited = true;
-            let waiting = None;
-            inner.expected.push(Expected {
-                zone: index,
-                start,
-                waiting,
-            });
+        let now = inner.epoch;
+        let Change::Write { start, count } = intent.change else {
+            return false;
+        };
+        let index = intent.zone;
+        let Some(zone) = inner.zone(index) else {
+            return false;
+        };
+        if self.geometry().zone_type(index) != ZoneType::Sequential {
+            return false;
         }
-        let key = |expected: &Expected| (expected.zone, expected.start);
-        inner.expected.sort_by_key(key);
-        inner.expected.dedup_by_key(|expected| key(expected));
+        let capacity = self.geometry().zone_capacity_blocks(index);
+        let Some(end) = start.0.checked_add(count.0).map(Blocks) else {
+            return false;
+        };
+        let overtaken = zone.epoch == now && epoch != now;
+        if overtaken || end > capacity || intent.generation > zone.generation {
+            return false;
+        }
+        if intent.generation < zone.generation || end <= zone.written {
+            return true;
+        }
+        if start < zone.written {
+            return false;
+        }
+        zone.awaited = true;
+        inner.expected.entry((index, start)).or_insert(None);
+        true
     }
 
     /// Whether some that were announced have not come.
@@ -171,16 +200,10 @@ impl Table {
     /// are free only after [`Table::release`], so that in between it can be noted that what they ask for
     /// was not done: whatever takes their place next must not be taken for them.
     pub fn give_up(&self) -> GivenUp {
-        let mut inner = self.inner.lock();
-        let expected = std::mem::take(&mut inner.expected);
-        let places = expected.iter().map(|one| (one.zone, one.start));
-        let waiting = expected.iter().filter_map(|one| {
-            let ticket = one.waiting?;
-            Some(Released::Retry(ticket, one.zone))
-        });
+        let expected = std::mem::take(&mut self.inner.lock().expected);
         GivenUp {
-            places: places.collect(),
-            waiting: waiting.collect(),
+            places: expected.keys().copied().collect(),
+            waiting: expected.into_values().flatten().map(failed).collect(),
         }
     }
 
@@ -203,12 +226,18 @@ impl Table {
         released
     }
 
-    /// Admits a write that was granted before, at the place that `intent` names.
+    /// Admits a write that was granted before, at the place that `intent` names. `note` is where that is noted:
+    /// it is spoiled if the write is refused.
     ///
     /// # Errors
-    /// [`ZoneError::Failed`]: it is not one that the zone can have granted and not counted, or what lay
-    /// before it does not come. Those of [`Table::admit_write`].
-    pub fn admit_redo(&self, intent: Intent, ticket: Ticket) -> Result<Redo<Grant>, ZoneError> {
+    /// [`ZoneError::Failed`]: it is not one that the zone can have granted and not counted, what lay
+    /// before it does not come, or it was given up. Those of [`Table::admit_write`].
+    pub fn admit_redo(
+        &self,
+        intent: Intent,
+        ticket: Ticket,
+        note: &impl Note,
+    ) -> Result<Redo<Grant>, ZoneError> {
         let index = intent.zone;
         let Change::Write { start, count } = intent.change else {
             return Err(ZoneError::InvalidCommand);
@@ -216,33 +245,30 @@ impl Table {
         let mut inner = self.inner.lock();
         let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
         let end = Blocks(start.0.saturating_add(count.0));
-        if zone.generation < intent.generation {
-            return Err(ZoneError::Failed);
-        }
         // A reset waits for what was granted before: that counted, and is gone.
         let reset = zone.generation > intent.generation;
-        if reset || end <= zone.written {
+        let counts = reset || (zone.generation == intent.generation && end <= zone.written);
+        if counts && !note.is_spoiled() {
             inner.forget_expected(index, start);
             return Ok(Redo::Counted);
         }
-        let (reserved, barred) = (zone.reserved, zone.is_barred());
-        let idle = zone.is_line_empty();
-        let Some(at) = inner.expected_at(index, start) else {
-            return Err(ZoneError::Failed);
-        };
-        let comes = start > reserved && (!idle || inner.expected_at(index, reserved).is_some());
-        if barred || comes {
-            if let Some(expected) = inner.expected.get_mut(at) {
-                expected.waiting = Some(ticket);
+        let (reserved, barred, idle) = (zone.reserved, zone.is_barred(), zone.is_line_empty());
+        let expected = &mut inner.expected;
+        let comes = start > reserved && (!idle || expected.contains_key(&(index, reserved)));
+        let granted = match expected.get_mut(&(index, start)) {
+            Some(waiting) if barred || comes => {
+                *waiting = Some(ticket);
+                return Ok(Redo::Again(Admission::Parked));
             }
-            return Ok(Redo::Again(Admission::Parked));
+            Some(_) if start != reserved => Err(ZoneError::Failed),
+            Some(_) => self.grant(&mut inner, index, Some(start), count, ticket),
+            None => Err(ZoneError::Failed),
+        };
+        if granted.is_err() {
+            note.spoil();
         }
         inner.forget_expected(index, start);
-        if start != reserved {
-            return Err(ZoneError::Failed);
-        }
-        self.grant(&mut inner, index, Some(start), count, ticket)
-            .map(|grant| Redo::Again(Admission::Granted(grant)))
+        granted.map(|grant| Redo::Again(Admission::Granted(grant)))
     }
 
     /// Whether what a reset or finish was to do to a zone is done, or overtaken by a reset since.

@@ -10,7 +10,7 @@ use super::entry::{Zone, fall_back, load_zone};
 use super::line::{Released, Ticket};
 use super::record::{Loaded, RecordWrite};
 use super::recover::{Opening, switched_off};
-use super::redo::Expected;
+use super::redo::{Expected, lose};
 use super::resources::Resources;
 use super::view::Views;
 use super::{Epoch, Skipped, ZoneError, ZoneInfo, ZoneRecord, ZoneSalt, ZoneState};
@@ -22,9 +22,9 @@ pub(super) struct Inner {
     /// Zones whose newest record is not durable yet.
     undurable: Vec<ZoneIndex>,
     clock: u64,
-    epoch: Epoch,
+    pub(super) epoch: Epoch,
     /// Writes of a daemon that died, by place.
-    pub(super) expected: Vec<Expected>,
+    pub(super) expected: Expected,
 }
 
 impl Inner {
@@ -177,7 +177,7 @@ impl Table {
             undurable: Vec::new(),
             clock: 0,
             epoch,
-            expected: Vec::new(),
+            expected: Expected::new(),
         };
         let mut records = records.into_iter();
         for index in geometry.all_zones() {
@@ -376,10 +376,11 @@ impl Table {
     /// [`Table::settle`] into memory that is at hand: adds to who is to be told, replaces the rest.
     pub fn settle_into(&self, index: ZoneIndex, settled: &mut Settled) {
         let capacity = self.geometry.zone_capacity_blocks(index);
-        (settled.record, settled.fence) = (None, false);
+        (settled.record, settled.fence, settled.fell_back) = (None, false, None);
         let released = &mut settled.released;
-        let mut inner = self.inner.lock();
-        let Some(zone) = inner.zone(index) else {
+        let mut guard = self.inner.lock();
+        let inner = &mut *guard;
+        let Some(zone) = inner.zones.get_mut(index.as_usize()) else {
             return;
         };
         let mut state = zone.state;
@@ -396,6 +397,9 @@ impl Table {
             if line.pop_failed(released) {
                 state = fall_back(zone);
                 settled.fence = zone.fence.is_some();
+                settled.fell_back = Some((zone.generation, zone.reserved));
+                lose(&mut inner.expected, index, released);
+                zone.awaited = false;
             }
             if line.is_empty() && !zone.is_held() {
                 line.unpark(index, released);
@@ -413,7 +417,7 @@ impl Table {
         if inner.zone(index).is_some_and(|zone| zone.touched) {
             settled.record = inner.next_record(index);
         }
-        self.show(&inner, index);
+        self.show(inner, index);
     }
 
     /// The record of a zone that fell back, in which its counters are skipped; for a disk with tags

@@ -13,6 +13,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::common::daemon::{Daemon, Image};
 use crate::common::frontend::{Frontend, Options};
 use crate::common::rng::Rng;
+use zonevault::mutant::LAST_WORDS;
 
 use super::load::{Counts, Load};
 
@@ -44,6 +45,19 @@ const POINTS: [&str; 9] = [
     "reset-recorded",
 ];
 
+/// Where it does while writes fail: most of these rounds are to end when somebody has just learned of it.
+#[cfg(feature = "mutants")]
+const POINTS_OF_FAILURE: [&str; 6] = [
+    "failed",
+    "failed",
+    "failed",
+    "record-written",
+    "answered",
+    "data-written",
+];
+/// The longest pause of the thread that comes by its point, in microseconds, while the others go on.
+const PAUSE_US: u64 = 3_000;
+
 const CREATE: [&str; 8] = [
     "--size",
     "32M",
@@ -62,8 +76,8 @@ enum End {
     KillAtReturn(u64),
     /// SIGKILL under load.
     Kill,
-    /// The daemon kills itself when it comes by this point for so many times.
-    Point(&'static str, u64),
+    /// The daemon kills itself when it comes by this point for so many times, after so many microseconds.
+    Point(&'static str, u64, u64),
     /// SIGTERM under load.
     Terminate,
     /// The front-end closes its socket.
@@ -115,6 +129,8 @@ pub(super) struct Settings {
     pub(super) environment: Vec<(&'static str, String)>,
     /// Where daemons end themselves.
     pub(super) points: &'static [&'static str],
+    /// One write in so many fails.
+    pub(super) failing: Option<u64>,
 }
 
 struct Campaign {
@@ -137,6 +153,8 @@ struct Campaign {
     round: u64,
     slowest: Duration,
     deaths: VecDeque<String>,
+    /// Daemons that ended themselves at a point.
+    farewells: usize,
 }
 
 impl Campaign {
@@ -163,7 +181,8 @@ impl Campaign {
                 .ctl(ControlOperation::Add, fd, event)
                 .expect("epoll add");
         }
-        let load = Load::new(Rng::new(rng.bits()), QUEUES);
+        let fallible = settings.failing.is_some();
+        let load = Load::new(Rng::new(rng.bits()), QUEUES, fallible);
         Self {
             settings,
             daemon,
@@ -180,6 +199,7 @@ impl Campaign {
             round: 0,
             slowest: Duration::ZERO,
             deaths: VecDeque::new(),
+            farewells: 0,
         }
     }
 
@@ -193,7 +213,10 @@ impl Campaign {
                 20..=29 => End::Disconnect,
                 30..=74 if points => {
                     let most = if rng.one_in(3) { 4 } else { 120 };
-                    End::Point(rng.pick::<&str>(self.settings.points), rng.range(1, most))
+                    let point: &str = rng.pick::<&str>(self.settings.points);
+                    let most = if point == "failed" { 6 } else { most };
+                    let pause = if rng.one_in(2) { PAUSE_US } else { 1 };
+                    End::Point(point, rng.range(1, most), rng.below(pause))
                 }
                 _ => End::Kill,
             }
@@ -496,16 +519,19 @@ impl Campaign {
         let mut name = match plan.end {
             End::KillAtReturn(_) => "kill at return".to_owned(),
             End::Kill => "kill".to_owned(),
-            End::Point(point, _) => point.to_owned(),
+            End::Point(point, ..) => point.to_owned(),
             End::Terminate => "SIGTERM".to_owned(),
             End::Disconnect => "disconnect".to_owned(),
         };
         if life == Life::Dead {
             let status = self.daemon.wait_exit();
-            // It aborts, and the sandbox does not even let it do that.
+            // It aborts, and the sandbox does not even let it do that, as nothing else that it forbids: so
+            // it must have said what it was about to do.
             let ways = [libc::SIGABRT, libc::SIGSYS].map(Some);
-            let by_itself = matches!(plan.end, End::Point(..)) && ways.contains(&status.signal());
-            if !by_itself {
+            self.farewells += 1;
+            let said = self.daemon.log().matches(LAST_WORDS).count() == self.farewells;
+            let planned = matches!(plan.end, End::Point(..)) && said;
+            if !planned || !ways.contains(&status.signal()) {
                 self.fail(&format!("the daemon ended by itself: {status}"));
             }
         } else {
@@ -616,8 +642,11 @@ impl Campaign {
 
 fn serve(image: &Image, settings: &Settings, end: Option<End>) -> Daemon {
     let mut environment = settings.environment.clone();
-    if let Some(End::Point(point, count)) = end {
-        environment.push(("ZONEVAULT_DIE_AT", format!("{point}:{count}")));
+    if let Some(End::Point(point, count, pause)) = end {
+        environment.push(("ZONEVAULT_DIE_AT", format!("{point}:{count}:{pause}")));
+    }
+    if let Some(one_in) = settings.failing {
+        environment.push(("ZONEVAULT_FAIL_WRITES", one_in.to_string()));
     }
     let queues = QUEUES.to_string();
     let mut options = vec!["--queues", queues.as_str()];
@@ -647,6 +676,7 @@ fn settings(stream: u64, percent: u64) -> Settings {
         serve: Vec::new(),
         environment: Vec::new(),
         points: &POINTS,
+        failing: None,
     }
 }
 
@@ -688,19 +718,39 @@ fn campaign_of_clean_ends() {
     });
 }
 
+/// Without tags a zone takes the next write as soon as one has failed.
+#[cfg(feature = "mutants")]
+fn failing(stream: u64, percent: u64) -> Settings {
+    Settings {
+        create: vec!["--cipher", "aes-256-xts"],
+        points: &POINTS_OF_FAILURE,
+        failing: Some(40),
+        ..settings(stream, percent)
+    }
+}
+
+#[cfg(feature = "mutants")]
+#[test]
+fn campaign_of_failing_writes() {
+    run(failing(76, 20));
+}
+
 /// What a campaign finds in a daemon with a fault, and in which round.
 #[cfg(feature = "mutants")]
 fn found(mutant: &str, most: u64) -> String {
-    // The guest must have seen an answer of which the daemon does not know that it did.
-    let points: &[&str] = match mutant {
-        "answer-twice" => &["published"],
-        _ => &POINTS,
+    let which = match mutant {
+        // The guest must have seen an answer of which the daemon does not know that it did.
+        "answer-twice" => Settings {
+            points: &["published"],
+            ..settings(75, 100)
+        },
+        "keep-failed-intent" => failing(75, 100),
+        _ => settings(75, 100),
     };
     let settings = Settings {
-        points,
         rounds: most,
         environment: vec![("ZONEVAULT_MUTANT", mutant.to_owned())],
-        ..settings(75, 100)
+        ..which
     };
     let hunt = std::panic::AssertUnwindSafe(|| Campaign::new(settings).run());
     let why = match std::panic::catch_unwind(hunt) {

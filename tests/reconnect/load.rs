@@ -72,10 +72,11 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    pub(crate) fn new(rng: Rng, queues: u16) -> Self {
+    /// `fallible`: the daemon's medium fails some writes.
+    pub(crate) fn new(rng: Rng, queues: u16, fallible: bool) -> Self {
         Self {
             rng,
-            zones: (0..ZONES).map(Zone::new).collect(),
+            zones: (0..ZONES).map(|zone| Zone::new(zone, fallible)).collect(),
             flights: (0..queues).map(|_| HashMap::new()).collect(),
             next_stamp: 1,
             counts: Counts::default(),

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 use crc_fast::CrcAlgorithm;
-use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
 use crate::common::daemon::Rig;
 use crate::common::frontend::{Frontend, Options, feature};
@@ -50,6 +50,7 @@ fn options() -> Options {
         ..Options::default()
     };
     options.protocol |= VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+    options.protocol |= VhostUserProtocolFeatures::RESET_DEVICE;
     options
 }
 
@@ -494,7 +495,7 @@ fn a_queue_that_comes_late_finds_its_place() {
 }
 
 /// Longest that a daemon keeps a zone for a queue that does not come, and something on top.
-const GIVES_UP: Duration = Duration::from_secs(40);
+const GIVES_UP: Duration = Duration::from_secs(15);
 
 #[test]
 fn a_write_that_was_given_up_is_never_acknowledged() {
@@ -508,6 +509,110 @@ fn a_write_that_was_given_up_is_never_acknowledged() {
     let data = f.queues[0].read_ok(7 * ZONE_SECTORS, 8192);
     assert!(data[4096..].iter().all(|byte| *byte == 3));
     assert_eq!(f.queues[0].zone(7 * ZONE_SECTORS).wp, 7 * ZONE_SECTORS + 16);
+}
+
+/// The one that [`waits_for_a_queue`] comes back with all that it had: its queue 1 is told that what it had begun was not
+/// done, since `fill` was written at that place, and its queue 0 is served.
+fn finds_its_place_taken(mut f: Frontend, fill: u8) {
+    f.reconnect().unwrap();
+    let late = f.queues[1].reap(PATIENCE).unwrap();
+    assert_eq!(late.status(), status::IOERR, "its place is somebody else's");
+    while f.queues[0].in_flight() > 0 {
+        assert_eq!(f.queues[0].reap(PATIENCE).unwrap().status(), status::OK);
+    }
+    let data = f.queues[0].read_ok(7 * ZONE_SECTORS, 8192);
+    assert!(data[4096..].iter().all(|byte| *byte == fill));
+}
+
+#[test]
+fn what_was_given_up_for_another_front_end_is_not_acknowledged_to_the_one_that_comes_back() {
+    let rig = Rig::new(&DISK, &["--queues", "2"]);
+    let f = waits_for_a_queue(&rig);
+    f.wire.close();
+    // With a region of its own.
+    let mut other = Frontend::open_with(&rig.socket(), options());
+    let place = 7 * ZONE_SECTORS + 8;
+    let appended = other.queue().append(7 * ZONE_SECTORS, &[9; 4096], 16);
+    assert_eq!(appended, (status::OK, place));
+    drop(other);
+    finds_its_place_taken(f, 9);
+}
+
+#[test]
+fn what_was_given_up_for_a_reset_of_the_device_is_not_acknowledged_later() {
+    let rig = Rig::new(&DISK, &["--queues", "2"]);
+    let mut f = waits_for_a_queue(&rig);
+    f.wire.tell(FrontendReq::RESET_DEVICE, &[], &[]).unwrap();
+    f.wire.close();
+    // One that keeps nothing, and so has nothing to give up.
+    let mut other = Frontend::open(&rig.socket());
+    let place = 7 * ZONE_SECTORS + 8;
+    let appended = other.queue().append(7 * ZONE_SECTORS, &[9; 4096], 16);
+    assert_eq!(appended, (status::OK, place));
+    drop(other);
+    finds_its_place_taken(f, 9);
+}
+
+#[test]
+fn what_was_given_up_for_another_region_is_not_acknowledged_from_the_first_one_later() {
+    let rig = Rig::new(&DISK, &["--queues", "2"]);
+    let mut f = waits_for_a_queue(&rig);
+    f.stop_queue(0).unwrap();
+    let second = Inflight::get(&mut f.wire, 2, QUEUE_SIZE).unwrap();
+    second.set(&mut f.wire).unwrap();
+    // Queue 0 begins what waited as new, and takes the place.
+    f.start_queue(0).unwrap();
+    f.queue().kick();
+    let done = f.queue().reap(PATIENCE).unwrap();
+    let place = 7 * ZONE_SECTORS + 8;
+    assert_eq!((done.status(), done.append_sector()), (status::OK, place));
+    f.wire.close();
+    finds_its_place_taken(f, 3);
+}
+
+#[test]
+fn a_front_end_that_comes_back_in_time_goes_on_where_it_was() {
+    let rig = Rig::new(&DISK, &["--queues", "2"]);
+    let mut f = waits_for_a_queue(&rig);
+    f.wire.close();
+    // One that only looks takes nothing away.
+    drop(Frontend::negotiate(&rig.socket(), options()).unwrap());
+    f.reconnect().unwrap();
+    let places = [1, 0].map(|queue| {
+        let done = f.queues[queue].reap(PATIENCE).unwrap();
+        assert_eq!(done.status(), status::OK);
+        done.append_sector() - 7 * ZONE_SECTORS
+    });
+    assert_eq!(places, [8, 16]);
+}
+
+#[test]
+fn what_another_wrote_before_a_front_end_came_is_not_taken_for_its_own() {
+    let mut rig = Rig::new(&DISK, &[]);
+    let (block, generation) = learn(&rig, 7, 1);
+    let intent = Intent {
+        zone: 7,
+        kind: WRITE,
+        generation,
+        start: block + 1,
+        count: 1,
+        checked: true,
+    };
+    // As it was left by a daemon before this one.
+    let mut f = waiting(&rig);
+    let head = submit(&mut f, &append(7, 2));
+    let region = f.inflight.as_ref().unwrap();
+    intend(region, head, 1, intent);
+    begun(region, head, 1);
+    rig.restart();
+    let mut other = Frontend::open_with(&rig.socket(), options());
+    let appended = other.queue().append(7 * ZONE_SECTORS, &[9; 4096], 16);
+    assert_eq!(appended, (status::OK, 7 * ZONE_SECTORS + 8));
+    drop(other);
+    f.reconnect().unwrap();
+    let late = f.queue().reap(PATIENCE).unwrap();
+    assert_eq!(late.status(), status::IOERR);
+    assert_eq!(f.queue().zone(7 * ZONE_SECTORS).wp, 7 * ZONE_SECTORS + 16);
 }
 
 /// Longest that a daemon may take to let go of a front-end of which something is missing.

@@ -3,7 +3,8 @@
 //! Every block ever written carries a number of its own, its stamp, in all of its words. A zone is judged when nothing is
 //! in flight in it: every acknowledged stamp at its place, no other block below the write pointer but those of requests
 //! that met a reset or have no answer yet, and none of a life before the last reset. No request may fail but one that
-//! met a FINISH or closes what is not open.
+//! met a FINISH or closes what is not open. If the medium fails writes, those fail and what was to lie behind them; none of
+//! that may be found anywhere.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
@@ -55,6 +56,8 @@ pub(crate) struct Zone {
     must: BTreeMap<u64, u64>,
     /// Place and stamp of acknowledged ones that a reset may have taken along.
     either: BTreeSet<(u64, u64)>,
+    /// Writes may fail; what they wrote is then nowhere.
+    fallible: bool,
     /// Something was refused: the write pointer is lower than what was asked for would have it.
     vague: bool,
     /// Requests without an answer, by their first stamp.
@@ -113,9 +116,10 @@ pub(crate) fn stamp_of(block: &[u8]) -> Result<u64, String> {
 }
 
 impl Zone {
-    pub(crate) fn new(index: u64) -> Self {
+    pub(crate) fn new(index: u64, fallible: bool) -> Self {
         Self {
             index,
+            fallible,
             ..Self::default()
         }
     }
@@ -265,7 +269,10 @@ impl Zone {
             .ok_or_else(|| format!("{stamp} was not in flight"))?;
         let block = sector.wrapping_sub(self.start()) / BLOCK_SECTORS;
         self.note(Event::Answered(stamp, code, piece.at.unwrap_or(block)));
-        let refused = piece.met_finish && code == status::INVALID_CMD;
+        let refused = piece.met_finish && code == status::INVALID_CMD
+            // Itself, or what was to lie before it.
+            || self.fallible && code == status::IOERR
+            || self.fallible && piece.at.is_some() && code == status::UNALIGNED_WP;
         if code != status::OK {
             if refused {
                 self.vague = true;

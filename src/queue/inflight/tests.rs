@@ -62,7 +62,12 @@ fn what_is_in_flight_comes_back_in_the_order_in_which_it_was_taken() {
         (7, Past::Untouched),
     ];
     assert_eq!(resume(&region, 4, 0xfffe), (1, heads));
-    assert_eq!(region.intents().collect::<Vec<_>>(), [intent(6)]);
+    let mut intents = Vec::new();
+    region.spoil(&mut |intent| {
+        intents.push(*intent);
+        false
+    });
+    assert_eq!(intents, [intent(6)]);
 }
 
 #[test]
@@ -157,9 +162,48 @@ fn an_intent_that_was_given_up_is_not_trusted() {
         queue.take(head);
         queue.intents().note(head, intent(start));
     }
-    region.give_up(&[(ZoneIndex(3), Blocks(2)), (ZoneIndex(4), Blocks(4))]);
     let heads = [(0, Past::Intended(intent(2))), (1, Past::Doubtful)];
+    // Once is as good as twice, by whomever.
+    for _ in 0..2 {
+        region.spoil(&mut |found| *found == intent(4));
+        assert_eq!(resume(&region, 2, 0).1, heads);
+    }
+    let intents = queue.intents();
+    assert!(intents.is_spoiled(1) && !intents.is_spoiled(0));
+    for _ in 0..2 {
+        intents.spoil(0);
+        assert!(intents.is_spoiled(0));
+    }
+    // The next request of the head has nothing to do with it.
+    queue.take(1);
+    queue.intents().note(1, intent(4));
+    let heads = [(0, Past::Doubtful), (1, Past::Intended(intent(4)))];
     assert_eq!(resume(&region, 2, 0).1, heads);
+}
+
+#[test]
+fn an_intent_that_is_written_meanwhile_is_not_spoiled_for_the_one_before_it() {
+    let region = region();
+    let mut queue = queue(&region, 0);
+    queue.take(0);
+    queue.intents().note(0, intent(2));
+    region.spoil(&mut |_| {
+        queue.take(0);
+        queue.intents().note(0, intent(6));
+        true
+    });
+    assert_eq!(resume(&region, 1, 0).1, [(0, Past::Intended(intent(6)))]);
+}
+
+#[test]
+fn a_region_is_known_again_unless_the_front_end_has_forgotten_what_was_in_it() {
+    let region = region();
+    assert!(handed_back(&region).is_again(&region));
+    assert!(!self::region().is_again(&region));
+    for at in (0..region.size()).step_by(8) {
+        region.bytes.store_u64(at, 0);
+    }
+    assert!(!handed_back(&region).is_again(&region));
 }
 
 #[test]

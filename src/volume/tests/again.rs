@@ -10,7 +10,20 @@ struct Kept {
     memory: Memory,
 }
 
+impl Kept {
+    fn intent(&self) -> Option<Intent> {
+        self.memory.noted.lock().intent
+    }
+}
+
 impl Disk {
+    /// A front-end has come that keeps these.
+    fn take_back<'a>(&mut self, kept: impl IntoIterator<Item = &'a Kept>, epoch: Epoch) {
+        let notes = kept.into_iter().map(|kept| Arc::clone(&kept.memory.noted));
+        self.notes = Arc::new(Notes(Mutex::new(notes.collect())));
+        self.volume().expect(&self.notes, epoch);
+    }
+
     fn keep(&mut self, queue: usize, command: Command, data: Vec<u8>) -> Kept {
         let memory = self.start(queue, command, data);
         // A batch of its own each, or neighbours would be one write.
@@ -19,9 +32,12 @@ impl Disk {
     }
 
     fn start_again(&mut self, queue: usize, kept: &Kept) -> Memory {
-        let intent = kept.memory.intent.get();
+        let intent = kept.intent();
         let bytes = kept.memory.bytes.borrow().clone();
-        let memory = Memory::new(self.next, bytes);
+        let memory = Memory {
+            noted: Arc::clone(&kept.memory.noted),
+            ..Memory::new(self.next, bytes)
+        };
         self.next += 1;
         self.channels[queue].start_again(kept.command, memory.clone(), intent);
         self.poll();
@@ -31,9 +47,9 @@ impl Disk {
 
 /// The disk after a kill, told what will come again.
 fn reopened(disk: Disk, kept: &[Kept]) -> Disk {
-    let disk = Disk::open(disk.killed());
-    let intents = kept.iter().filter_map(|kept| kept.memory.intent.get());
-    disk.volume().expect(intents);
+    let epoch = disk.volume().identity().epoch;
+    let mut disk = Disk::open(disk.killed());
+    disk.take_back(kept, epoch);
     disk
 }
 
@@ -145,9 +161,10 @@ fn a_zone_waits_for_what_does_not_come_until_it_is_given_up() {
     }
     let elsewhere = disk.append(2, &blocks(1, 1));
     assert_eq!(elsewhere, Sector(2 * APPENDED_1));
-    let mut places = Vec::new();
-    disk.volume().give_up(|given_up| places = given_up.to_vec());
-    assert_eq!(places, [1, 2, 3, 4, 5].map(|at| (ZoneIndex(1), Blocks(at))));
+    disk.volume().give_up();
+    let spoiled = kept.iter().map(|kept| kept.memory.noted.lock().spoiled);
+    let given_up = [false, true, true, true, true, true];
+    assert!(spoiled.eq(given_up), "whose turn had come, that was not");
     assert_eq!(disk.finish(&third), Outcome::Done(Status::IoError, 0));
     let sector = Sector(APPENDED_1 + BLOCK / 512);
     assert_eq!(disk.finish(&newcomer), Outcome::Appended(sector));
@@ -279,7 +296,7 @@ fn a_finish_and_a_close_that_were_done_are_answered() {
 #[test]
 fn intents_that_fit_nothing_are_harmless() {
     let (disk, kept) = appends_cut_off(1);
-    let good = kept[1].memory.intent.get().unwrap();
+    let good = kept[1].intent().unwrap();
     let mut disk = reopened(disk, &[]);
     let write = |zone, generation, start, count| Intent {
         zone: ZoneIndex(zone),
@@ -299,15 +316,19 @@ fn intents_that_fit_nothing_are_harmless() {
         write(1, generation, 0, 1),
         write(1, generation + 1, 0, 1),
     ];
-    disk.volume().expect(forged.into_iter());
+    let forged = forged.map(|intent| {
+        let memory = Memory::new(98, blocks(1, 1));
+        memory.intend(intent);
+        let command = append(1);
+        Kept { command, memory }
+    });
+    let epoch = disk.volume().identity().epoch;
+    disk.take_back(&forged, epoch);
     assert!(!disk.volume().expects());
-    for intent in forged.into_iter().take(5) {
-        let kept = Kept {
-            command: append(1),
-            memory: Memory::new(98, blocks(1, 1)),
-        };
-        kept.memory.intend(intent);
-        let again = disk.start_again(0, &kept);
+    let spoiled = forged.iter().map(|kept| kept.memory.noted.lock().spoiled);
+    assert!(spoiled.eq([true, true, true, true, true, false, true]));
+    for kept in forged.iter().take(5) {
+        let again = disk.start_again(0, kept);
         assert!(matches!(disk.finish(&again), Outcome::Done(status, 0) if status != Status::Ok));
     }
     // Of another request than the one that is brought.
@@ -322,4 +343,110 @@ fn intents_that_fit_nothing_are_harmless() {
         disk.append(1, &blocks(2, 1)),
         Sector(APPENDED_1 + BLOCK / 512)
     );
+}
+
+/// An append that fails on one queue before its answer is given, and another that gets its place.
+fn failed_and_overtaken() -> (Disk, Kept, Kept) {
+    let mut disk = Disk::new();
+    let control = disk.medium.control();
+    control.hold(&[Kind::Write]);
+    let failed = disk.keep(0, append(1), blocks(1, 1));
+    let held = control.held();
+    control.release_failing(held[0].id, libc::EIO);
+    control.hold(&[]);
+    disk.poll();
+    let other = disk.keep(1, append(1), blocks(2, 1));
+    let memory = other.memory.clone();
+    let end = disk.finish(&memory);
+    assert_eq!(end, Outcome::Appended(Sector(APPENDED_1)), "the same place");
+    (disk, failed, other)
+}
+
+#[test]
+fn a_write_that_failed_is_not_acknowledged_for_what_another_wrote_at_its_place() {
+    let (disk, failed, other) = failed_and_overtaken();
+    assert_eq!(
+        failed.intent(),
+        other.intent(),
+        "neither was answered before the kill"
+    );
+    let kept = [failed, other];
+    let mut disk = reopened(disk, &kept);
+    let ends = [0, 1].map(|i| {
+        let again = disk.start_again(i, &kept[i]);
+        disk.finish(&again)
+    });
+    let counted = Outcome::Appended(Sector(APPENDED_1));
+    assert_eq!(ends, [Outcome::Done(Status::IoError, 0), counted]);
+    // Nor by the one after, if that one is killed too.
+    let mut disk = reopened(disk, &kept);
+    let again = disk.start_again(1, &kept[0]);
+    assert_eq!(disk.finish(&again), Outcome::Done(Status::IoError, 0));
+}
+
+#[test]
+fn of_those_that_fail_with_it_none_is_acknowledged_either() {
+    let (disk, kept) = appends_cut_off(0);
+    let mut disk = reopened(disk, &kept);
+    let control = disk.medium.control();
+    control.hold(&[Kind::Write]);
+    // The first fails; some wait for their turn, others have not come.
+    let waiting = disk.start_again(1, &kept[2]);
+    disk.start_again(0, &kept[0]);
+    let held = control.held();
+    control.release_failing(held[0].id, libc::EIO);
+    control.hold(&[]);
+    assert_eq!(disk.finish(&waiting), Outcome::Done(Status::IoError, 0));
+    assert!(!disk.volume().expects());
+    disk.append(1, &blocks(9, 6));
+    let mut disk = reopened(disk, &kept);
+    for (i, kept) in kept.iter().enumerate() {
+        let again = disk.start_again(0, kept);
+        let end = disk.finish(&again);
+        assert_eq!(end, Outcome::Done(Status::IoError, 0), "append {i}");
+    }
+    assert_eq!(disk.read_zone(1)[..6 * 4096], blocks(9, 6));
+}
+
+#[test]
+fn one_that_was_given_up_while_its_queue_had_read_its_intent_is_not_acknowledged() {
+    let (disk, kept) = appends_cut_off(0);
+    let mut disk = reopened(disk, &kept);
+    disk.volume().give_up();
+    disk.append(1, &blocks(9, 6));
+    // The queue does not look at the region again: it brings what it has read there before.
+    let again = disk.start_again(0, &kept[0]);
+    assert_eq!(disk.finish(&again), Outcome::Done(Status::IoError, 0));
+}
+
+#[test]
+fn one_that_is_refused_when_it_comes_again_is_not_acknowledged_later() {
+    let (disk, kept) = appends_cut_off(0);
+    let mut disk = reopened(disk, &kept[1..]);
+    // What lay before it does not come, as after a region that somebody altered.
+    let again = disk.start_again(0, &kept[1]);
+    assert_eq!(disk.finish(&again), Outcome::Done(Status::IoError, 0));
+    disk.volume().give_up();
+    disk.append(1, &blocks(9, 6));
+    let mut disk = reopened(disk, &kept[1..2]);
+    let again = disk.start_again(0, &kept[1]);
+    assert_eq!(disk.finish(&again), Outcome::Done(Status::IoError, 0));
+}
+
+#[test]
+fn what_another_wrote_before_the_front_end_came_is_not_taken_for_its_own() {
+    let (disk, kept) = appends_cut_off(1);
+    let epoch = disk.volume().identity().epoch;
+    let mut disk = Disk::open(disk.killed());
+    disk.append(1, &blocks(9, 6));
+    disk.take_back(&kept, epoch);
+    for kept in &kept {
+        let again = disk.start_again(0, kept);
+        assert_eq!(disk.finish(&again), Outcome::Done(Status::IoError, 0));
+    }
+    // Nor when it comes once more, which this daemon has seen.
+    let epoch = disk.volume().identity().epoch;
+    disk.take_back(&kept, epoch);
+    let again = disk.start_again(0, &kept[1]);
+    assert_eq!(disk.finish(&again), Outcome::Done(Status::IoError, 0));
 }

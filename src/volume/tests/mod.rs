@@ -9,7 +9,7 @@ mod cuts;
 mod races;
 mod tagged;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,30 @@ const CONVENTIONAL: u32 = 1;
 struct Memory {
     name: u32,
     bytes: Rc<RefCell<Vec<u8>>>,
-    intent: Rc<Cell<Option<Intent>>>,
+    noted: Arc<Mutex<Noted>>,
+}
+
+/// What is noted of an operation where it outlives the daemon.
+#[derive(Clone, Copy, Debug, Default)]
+struct Noted {
+    intent: Option<Intent>,
+    spoiled: bool,
+}
+
+/// All that is noted.
+#[derive(Debug, Default)]
+struct Notes(Mutex<Vec<Arc<Mutex<Noted>>>>);
+
+impl Keeper for Notes {
+    fn spoil(&self, undone: &mut dyn FnMut(&Intent) -> bool) {
+        let notes = self.0.lock().clone();
+        for note in notes {
+            let Noted { intent, spoiled } = *note.lock();
+            if !spoiled && intent.is_some_and(|intent| undone(&intent)) {
+                note.lock().spoiled = true;
+            }
+        }
+    }
 }
 
 impl Memory {
@@ -45,7 +68,7 @@ impl Memory {
         Self {
             name,
             bytes: Rc::new(RefCell::new(bytes)),
-            intent: Rc::default(),
+            noted: Arc::default(),
         }
     }
 }
@@ -67,7 +90,18 @@ impl Payload for Memory {
     }
 
     fn intend(&self, intent: Intent) {
-        self.intent.set(Some(intent));
+        *self.noted.lock() = Noted {
+            intent: Some(intent),
+            spoiled: false,
+        };
+    }
+
+    fn is_disowned(&self) -> bool {
+        self.noted.lock().spoiled
+    }
+
+    fn disown(&self) {
+        self.noted.lock().spoiled = true;
     }
 }
 
@@ -125,6 +159,7 @@ fn format(medium: &impl Medium, geometry: Geometry, cipher: Cipher) {
 struct Disk {
     medium: MemMedium,
     channels: Vec<Channel<MemMedium, Memory>>,
+    notes: Arc<Notes>,
     next: u32,
     done: Vec<Finished<Memory>>,
 }
@@ -151,9 +186,12 @@ impl Disk {
         };
         let volume = Arc::new(Volume::open(medium.clone(), unlocked, options).unwrap());
         let channels = (0..2).map(|queue| channel(&volume, queue, 64).unwrap());
+        let notes = Arc::default();
+        volume.expect(&notes, volume.identity().epoch);
         Self {
             channels: channels.collect(),
             medium,
+            notes,
             next: 0,
             done: Vec::new(),
         }
@@ -174,6 +212,7 @@ impl Disk {
     fn start(&mut self, queue: usize, command: Command, data: Vec<u8>) -> Memory {
         let memory = Memory::new(self.next, data);
         self.next += 1;
+        self.notes.0.lock().push(Arc::clone(&memory.noted));
         self.channels[queue].start(command, memory.clone());
         memory
     }

@@ -288,10 +288,10 @@ fn run(data: &[u8]) -> Result<()> {
         (u.arbitrary()?, u.arbitrary()?)
     };
     let adopted = Region::adopt(file, place, QUEUES, DESCRIPTORS, &identity);
-    let Ok(region) = adopted else {
+    let Ok(region) = adopted.map(Arc::new) else {
         return Ok(());
     };
-    volume.expect(region.intents());
+    volume.expect(&region, region.epoch());
     let policy = Policy {
         geometry: *GEOMETRY,
         read_only: false,
@@ -309,7 +309,7 @@ fn run(data: &[u8]) -> Result<()> {
             .expect("a ring in guest memory");
     }
     serve(&mut workers, &mut rings, &policy);
-    volume.expect_no_more();
+    volume.give_up();
     serve(&mut workers, &mut rings, &policy);
     assert!(!volume.expects());
     for ring in &rings {

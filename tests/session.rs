@@ -14,13 +14,14 @@ mod tests {
     use std::process::{Child, Command, Stdio};
     use std::time::{Duration, Instant};
 
-    use vhost::vhost_user::message::FrontendReq;
+    use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
     use crate::common::daemon::{BINARY, Daemon, Image, Rig};
+    use crate::common::disk::state;
     use crate::common::frontend::{Frontend, Options};
     use crate::common::memory::Span;
     use crate::common::queue::Queue;
-    use crate::common::request::{Layout, Request, status};
+    use crate::common::request::{Layout, Request, kind, status};
     use crate::common::wire::{PATIENCE, Wire, WireError, longs, words};
 
     const PLAIN: [&str; 3] = ["--size", "16M", "--plain"];
@@ -260,6 +261,31 @@ mod tests {
         drop(f);
         Frontend::open(&rig.socket()).queue().assert_alive();
         assert!(rig.log().contains("its file shrank"), "{}", rig.log());
+    }
+
+    /// Of a zone that the guest opened and one that it wrote to, the states after the daemon was ended in order.
+    fn states_after_an_orderly_restart(options: Options) -> [u8; 2] {
+        let mut rig = Rig::new(&["--size", "16M", "--zone-size", "1M"], &[]);
+        let mut f = Frontend::open_with(&rig.socket(), options);
+        assert_eq!(f.queue().simple(kind::ZONE_OPEN, 0), status::OK);
+        assert_eq!(f.queue().write(2048, &[7; 4096]), status::OK);
+        rig.restart();
+        f.reconnect().unwrap();
+        [0, 2048].map(|sector| f.queue().zone(sector).state)
+    }
+
+    #[test]
+    fn zones_stay_open_for_a_guest_that_goes_on_with_the_next_daemon() {
+        let mut options = Options::default();
+        options.protocol |= VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+        let states = states_after_an_orderly_restart(options);
+        assert_eq!(states, [state::EOPEN, state::IOPEN]);
+    }
+
+    #[test]
+    fn and_are_closed_where_nobody_knows_that_it_does() {
+        let states = states_after_an_orderly_restart(Options::default());
+        assert_eq!(states, [state::EMPTY, state::CLOSED]);
     }
 
     #[test]

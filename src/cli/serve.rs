@@ -361,19 +361,20 @@ fn close(
     }
     // The last that is heard if the host's disk is dead.
     info!("closing the disk");
-    let unknown = ended == Some(Ending::Unknown);
-    let closed = match unknown {
-        true => volume.leave_open(),
-        false => volume.close(),
+    let closed = match ended {
+        Some(Ending::Unknown) => volume.leave_open(),
+        Some(Ending::Paused) => volume.pause(),
+        _ => volume.close(),
     };
     closed.map_err(CliError::volume(&args.image))?;
-    Ok(match args.read_only {
-        true => "ended, nothing was changed",
-        false if unknown => {
+    Ok(match ended {
+        _ if args.read_only => "ended, nothing was changed",
+        Some(Ending::Unknown) => {
             "ended, all durable, and left as the killed daemon before this one did: no front-end has \
              shown what was in flight then"
         }
-        false => "closed in order",
+        Some(Ending::Paused) => "closed in order, for a guest that goes on",
+        _ => "closed in order",
     })
 }
 

@@ -221,6 +221,13 @@ impl<M: Medium> Connection<M> {
         }
     }
 
+    /// Whether the front-end keeps what is in flight for the next server.
+    pub(super) fn is_tracked(&self) -> bool {
+        self.handler
+            .lock()
+            .is_ok_and(|handler| handler.is_tracked())
+    }
+
     fn acknowledges(&self) -> bool {
         self.handler
             .lock()

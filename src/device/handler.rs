@@ -101,6 +101,11 @@ impl<M: Medium> Handler<M> {
         self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK)
     }
 
+    /// Whether the front-end keeps what is in flight.
+    pub(super) fn is_tracked(&self) -> bool {
+        self.tracked.is_some()
+    }
+
     /// The front-end is gone: ends what is in flight, as long as its memory is still there, and forgets
     /// everything about it.
     pub(super) fn close(&mut self) {

@@ -14,6 +14,8 @@ pub(super) struct Past {
     unknown: AtomicBool,
     served: AtomicBool,
     refused: AtomicBool,
+    /// The server ended under a front-end that can go on with another.
+    goes_on: AtomicBool,
 }
 
 impl Past {
@@ -23,7 +25,20 @@ impl Past {
             unknown: AtomicBool::new(killed),
             served: AtomicBool::new(false),
             refused: AtomicBool::new(false),
+            goes_on: AtomicBool::new(false),
         }
+    }
+
+    /// The server ends under a front-end; `tracked`: one that keeps what is in flight and will look for the next
+    /// server.
+    pub(super) fn ends_with_front_end(&self, tracked: bool) {
+        let served = self.served.load(Ordering::Relaxed);
+        self.goes_on.store(tracked && served, Ordering::Relaxed);
+    }
+
+    /// Whether a guest is there that will be served by the next server.
+    pub(super) fn goes_on(&self) -> bool {
+        self.goes_on.load(Ordering::Relaxed)
     }
 
     /// Another front-end: what the last one had in flight was brought to an end, if it was served.
@@ -69,5 +84,18 @@ mod tests {
         past.next_front_end();
         assert!(!past.is_unknown());
         assert!(!Past::new(false).is_unknown());
+    }
+
+    #[test]
+    fn a_guest_goes_on_that_was_served_by_a_front_end_which_keeps_what_is_in_flight() {
+        let past = Past::new(false);
+        past.ends_with_front_end(true);
+        assert!(!past.goes_on(), "it was not served");
+        past.serves();
+        past.ends_with_front_end(false);
+        assert!(!past.goes_on());
+        past.ends_with_front_end(true);
+        past.next_front_end();
+        assert!(past.goes_on());
     }
 }

@@ -53,7 +53,10 @@ pub enum ServeError {
 pub enum Ending {
     /// What front-ends asked for is done and answered.
     InOrder,
-    /// The same. But a daemon before this one was killed, and what became of its requests is still unknown
+    /// The same, under a front-end that keeps what is in flight: its guest goes on with the next daemon
+    /// ([`Volume::pause`]).
+    Paused,
+    /// In order, too. But a daemon before this one was killed, and what became of its requests is still unknown
     /// ([`Volume::leave_open`]).
     Unknown,
     /// The host's disk keeps requests, and the thread of their queue with them: the disk is to be left as it
@@ -164,6 +167,7 @@ impl Server {
         device.past().next_front_end();
         Ok(match device.past().is_unknown() {
             true => Ending::Unknown,
+            false if device.past().goes_on() => Ending::Paused,
             false => Ending::InOrder,
         })
     }
@@ -187,7 +191,10 @@ impl Server {
         match ended {
             Some(ended @ Ended::Disconnected) => info!("{ended}"),
             Some(ended) => warn!("{ended}"),
-            None => info!("the front-end is disconnected: the server ends"),
+            None => {
+                info!("the front-end is disconnected: the server ends");
+                device.past().ends_with_front_end(connection.is_tracked());
+            }
         }
         Ok(())
     }

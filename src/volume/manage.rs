@@ -113,7 +113,11 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 }
             }
             self.volume.keyslots.evict(zone);
-            ok &= self.publish(zone);
+            if !self.publish(zone) {
+                // The last zone's record stands for all: it must not be written if another's is not.
+                ok = false;
+                break;
+            }
             mutant::pass(Point::ResetRecorded);
         }
         let reset = Reset {

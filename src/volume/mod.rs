@@ -284,7 +284,7 @@ impl<M: Medium> Volume<M> {
             options.keyslots,
         );
         let tagged = header.cipher().is_tagged();
-        if tagged && left.opening != Opening::Clean && !left.in_doubt {
+        if tagged && !left.opening.is_orderly() && !left.in_doubt {
             // With one copy of the header lost it may be the one that named the last epoch, also if
             // `check --repair` has replaced it since: that names no boot.
             let lost = damaged_header.is_some() || header.boot_id == BootId::default();

@@ -63,6 +63,7 @@ impl Left {
         let same_boot =
             boot != BootId::default() && header.boot_id == boot && !options.after_power_cut;
         let (opening, in_doubt) = match header.state {
+            OpenState::Clean if same_boot => (Opening::Paused, false),
             OpenState::Clean => (Opening::Clean, false),
             _ if closed_with == Some(found) => (Opening::Clean, false),
             OpenState::Open if same_boot => (Opening::Killed, false),
@@ -196,7 +197,7 @@ impl<M: Medium> Volume<M> {
         if opening == Opening::Killed {
             info!("the last daemon of this disk was killed: going on exactly");
         }
-        if opening == Opening::Clean {
+        if opening.is_orderly() {
             // Its records are durable and exact, and go with the root in its header: that goes first.
             self.open_header(epoch, boot_id)?;
         }
@@ -226,7 +227,7 @@ impl<M: Medium> Volume<M> {
         };
         let erased: Vec<ZoneIndex> = stale.iter().copied().filter(emptied).collect();
         self.deallocate(&erased)?;
-        if opening != Opening::Clean {
+        if !opening.is_orderly() {
             self.open_header(epoch, boot_id)?;
         }
         self.table.forget_epochs();
@@ -344,13 +345,24 @@ impl<M: Medium> Volume<M> {
     /// Metadata could not be written, or a sync failed, now or since the disk was opened: it then
     /// counts as not closed.
     pub fn close(&self) -> Result<(), VolumeError> {
+        if !self.read_only && !self.has_failed_sync() {
+            self.table.close_all();
+        }
+        self.pause()
+    }
+
+    /// [`Volume::close`] for a guest that goes on with the next daemon: zones stay open, as it left them, unless
+    /// the host is booted meanwhile.
+    ///
+    /// # Errors
+    /// Those of [`Volume::close`].
+    pub fn pause(&self) -> Result<(), VolumeError> {
         if self.read_only {
             return Ok(());
         }
         if self.has_failed_sync() {
             return Err(VolumeError::SyncFailed);
         }
-        self.table.close_all();
         // First what was written becomes durable, then the records that call it so.
         let mark = self.table.begin_flush();
         self.sync_or_doubt()?;

@@ -9,11 +9,20 @@ use super::{Loaded, ZoneRecord, ZoneState};
 pub enum Opening {
     /// Stopped in order: everything is durable, and a disk that was switched off has no open zone.
     Clean,
+    /// Stopped in order, and the host went on: zones are open if a guest was to go on with them.
+    Paused,
     /// The daemon was killed and the machine went on: the page cache kept every record exact, and
     /// a guest may go on where it was.
     Killed,
     /// The machine went down: of a zone only what a flush covered is certain.
     PowerCut,
+}
+
+impl Opening {
+    /// Whether everything on the disk is durable and as its header says.
+    pub const fn is_orderly(self) -> bool {
+        matches!(self, Self::Clean | Self::Paused)
+    }
 }
 
 /// The record under which a zone starts. Idempotent, and never moves a durable write pointer back.
@@ -36,7 +45,7 @@ pub(super) fn recover(
     let capacity = geometry.zone_capacity_blocks(index);
     let mut recovered = record;
     match opening {
-        Opening::Clean => {}
+        Opening::Clean | Opening::Paused => {}
         // Unless the newest record is lost, what is proven is what the record says.
         Opening::Killed => recovered.written = record.written.max(loaded.proven),
         Opening::PowerCut => {
@@ -55,7 +64,8 @@ pub(super) fn recover(
     }
     // One that was closed to make room before its first write was over holds nothing.
     let closed = recovered.state == ZoneState::Closed;
-    if opening != Opening::Killed || closed {
+    let goes_on = matches!(opening, Opening::Killed | Opening::Paused);
+    if !goes_on || closed {
         recovered.state = switched_off(&recovered);
     }
     recovered.leftovers |= recovered.state == ZoneState::Empty && record.state != ZoneState::Empty;
@@ -158,13 +168,16 @@ mod tests {
 
     #[test]
     fn recovery_follows_how_the_disk_was_left() {
-        use Opening::{Clean, Killed, PowerCut};
+        use Opening::{Clean, Killed, Paused, PowerCut};
         use ZoneState::{Closed, Empty, ExplicitOpen, Full, ImplicitOpen, ReadOnly};
         let cases = [
             (Killed, (ImplicitOpen, 5, 2), (ImplicitOpen, 5, 2)),
             (Killed, (ExplicitOpen, 0, 0), (ExplicitOpen, 0, 0)),
             (Killed, (Closed, 0, 0), (Empty, 0, 0)),
             (Killed, (Closed, 5, 2), (Closed, 5, 2)),
+            (Paused, (ExplicitOpen, 0, 0), (ExplicitOpen, 0, 0)),
+            (Paused, (ImplicitOpen, 5, 5), (ImplicitOpen, 5, 5)),
+            (Paused, (Closed, 5, 5), (Closed, 5, 5)),
             (Clean, (ImplicitOpen, 5, 5), (Closed, 5, 5)),
             (Clean, (ExplicitOpen, 0, 0), (Empty, 0, 0)),
             (Clean, (Full, 16, 16), (Full, 16, 16)),

@@ -212,10 +212,12 @@ impl Campaign {
                 12..=19 => End::Terminate,
                 20..=29 => End::Disconnect,
                 30..=74 if points => {
-                    let most = if rng.one_in(3) { 4 } else { 120 };
                     let point: &str = rng.pick::<&str>(self.settings.points);
-                    let most = if point == "failed" { 6 } else { most };
-                    let pause = if rng.one_in(2) { PAUSE_US } else { 1 };
+                    // What has failed is rare, and worth a look at what others do meanwhile.
+                    let failed = point == "failed";
+                    let few = if failed { 8 } else { 4 };
+                    let most = if failed || rng.one_in(3) { few } else { 120 };
+                    let pause = if failed || rng.one_in(2) { PAUSE_US } else { 1 };
                     End::Point(point, rng.range(1, most), rng.below(pause))
                 }
                 _ => End::Kill,
@@ -724,7 +726,7 @@ fn failing(stream: u64, percent: u64) -> Settings {
     Settings {
         create: vec!["--cipher", "aes-256-xts"],
         points: &POINTS_OF_FAILURE,
-        failing: Some(40),
+        failing: Some(15),
         ..settings(stream, percent)
     }
 }
@@ -732,7 +734,17 @@ fn failing(stream: u64, percent: u64) -> Settings {
 #[cfg(feature = "mutants")]
 #[test]
 fn campaign_of_failing_writes() {
-    run(failing(76, 20));
+    run(failing(76, 15));
+}
+
+/// With them, once what it holds is durable and so is what the failed one used up.
+#[cfg(feature = "mutants")]
+#[test]
+fn campaign_of_failing_writes_with_tags() {
+    run(Settings {
+        create: Vec::new(),
+        ..failing(77, 15)
+    });
 }
 
 /// What a campaign finds in a daemon with a fault, and in which round.

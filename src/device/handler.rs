@@ -287,13 +287,14 @@ impl<M: Medium> Handler<M> {
         region.continue_under(&volume.identity());
         let patience = volume.expects().then_some(RETURN_PATIENCE);
         self.give_up = patience.map(|patience| Instant::now() + patience);
+        // Whatever comes of the rest: it is held as long as something of it is expected.
+        self.tracked = Some(Arc::clone(&tracked));
         for queue in queues {
             queue.reach()?.tracked = Some(Arc::clone(&tracked));
         }
         if !tracked.region().write_cache() {
             self.device.keep_write_cache_off();
         }
-        self.tracked = Some(tracked);
         Ok(())
     }
 

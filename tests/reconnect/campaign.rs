@@ -779,7 +779,11 @@ fn found(mutant: &str, most: u64) -> String {
 fn mutants_are_found() {
     for (name, mutant) in zonevault::mutant::Mutant::NAMED {
         // Somebody must write to the right place in the right moment; it takes 70 rounds on the average.
-        let most = if name == "keep-failed-intent" { 700 } else { 150 };
+        let most = if name == "keep-failed-intent" {
+            700
+        } else {
+            150
+        };
         let why = found(name, most);
         assert!(why.starts_with("round "), "{mutant:?}: {why}");
     }

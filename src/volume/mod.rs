@@ -16,7 +16,8 @@
 //! 4. *A failed write* takes those behind it along; the write pointer falls back to where it began.
 //!    The counters that were used up are durable before the zone takes another write
 //!    (`fence`): no stamp is used twice, and no block of the failed write can pass for the
-//!    one that is written in its place.
+//!    one that is written in its place; and what is noted of it for a daemon after this one is
+//!    spoiled before (`redo`), so that it is not taken for that one either.
 //! 5. *Reset.* New salt to one copy of the record, sync, to the other copy, sync, space given
 //!    back, then the zone takes writes again (`manage`).
 //! 6. *Opening.* An unclean disk makes what it recovered, and a new epoch, durable before it

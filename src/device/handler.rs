@@ -283,7 +283,7 @@ impl<M: Medium> Handler<M> {
             // What an earlier front-end left behind, or this one puts away, must not hold it up.
             volume.give_up();
         }
-        volume.expect(&tracked, region.epoch());
+        volume.expect(region, region.epoch());
         region.continue_under(&volume.identity());
         let patience = volume.expects().then_some(RETURN_PATIENCE);
         self.give_up = patience.map(|patience| Instant::now() + patience);

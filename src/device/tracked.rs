@@ -1,13 +1,13 @@
 //! The inflight region of a front-end, guarded: it may shrink like any file that is not ours.
 
 use std::fs::File;
+use std::sync::Arc;
 
 use vhost::vhost_user::message::VhostUserInflight;
 
 use crate::queue::inflight::{InflightError, InflightQueue, Region};
 use crate::request::DeviceLimits;
-use crate::volume::{Identity, Keeper};
-use crate::zone::Intent;
+use crate::volume::Identity;
 
 /// Why there is no region, or none that can be used.
 #[derive(Debug, thiserror::Error)]
@@ -21,13 +21,7 @@ pub(super) enum TrackError {
 /// A region that was handed over.
 #[derive(Debug)]
 pub(super) struct Tracked {
-    region: Region,
-}
-
-impl Keeper for Tracked {
-    fn spoil(&self, undone: &mut dyn FnMut(&Intent) -> bool) {
-        self.region.spoil(undone);
-    }
+    region: Arc<Region>,
 }
 
 fn check(asked: &VhostUserInflight, limits: DeviceLimits) -> Result<(), TrackError> {
@@ -68,10 +62,12 @@ impl Tracked {
         check(handed, limits)?;
         let place = (handed.mmap_offset, handed.mmap_size);
         let region = Region::adopt(file, place, handed.num_queues, handed.queue_size, disk)?;
-        Ok(Self { region })
+        Ok(Self {
+            region: Arc::new(region),
+        })
     }
 
-    pub(super) fn region(&self) -> &Region {
+    pub(super) fn region(&self) -> &Arc<Region> {
         &self.region
     }
 

@@ -206,7 +206,8 @@ pub(super) fn listen(path: &Path) -> io::Result<UnixListener> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
     }
     for (to, from) in address.sun_path.iter_mut().zip(bytes) {
-        *to = from.cast_signed();
+        // Signed or not, as the machine has it.
+        *to = libc::c_char::from_le_bytes([*from]);
     }
     // SAFETY: it returns a descriptor or an error.
     let fd =

@@ -51,6 +51,7 @@ const CACHE_LINE: usize = 64;
 /// only so many requests at a time.
 const FETCHED: usize = 1024;
 /// From how many bytes on it pays to write past the caches.
+#[cfg(target_arch = "x86_64")]
 const STREAM: usize = 512;
 
 /// A set of pages. Memory is used for what is touched of it.

@@ -1,7 +1,10 @@
 //! Asking the processor for memory that will be needed soon.
-#![expect(
-    unsafe_code,
-    reason = "the instruction has no name that counts as safe"
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(
+        unsafe_code,
+        reason = "the instruction has no name that counts as safe"
+    )
 )]
 
 /// Begins to fetch the cache line at the start of `bytes`, without waiting for it. Slots lie in

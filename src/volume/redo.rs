@@ -205,7 +205,11 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             Ok(Redo::Counted) if Mutant::RedoCounted.is_on() => return false,
             Ok(Redo::Counted) => self.acknowledge(id, outcome),
             Ok(Redo::Again(admission)) => self.begin_granted(id, Ok(admission), len),
-            Err(error) => self.begin_granted(id, Err(error), len),
+            Err(error) => {
+                self.begin_granted(id, Err(error), len);
+                // It may have been the last that the zone was kept for.
+                self.touch(intent.zone);
+            }
         }
         true
     }

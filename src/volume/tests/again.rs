@@ -422,11 +422,18 @@ fn one_that_was_given_up_while_its_queue_had_read_its_intent_is_not_acknowledged
 #[test]
 fn one_that_is_refused_when_it_comes_again_is_not_acknowledged_later() {
     let (disk, kept) = appends_cut_off(0);
-    let mut disk = reopened(disk, &kept[1..]);
-    // What lay before it does not come, as after a region that somebody altered.
+    // What lay before it does not come, as of writes that failed if the daemon was killed in between.
+    let mut disk = reopened(disk, &kept[1..2]);
+    let newcomer = disk.start(1, append(1), blocks(9, 1));
+    assert_eq!(disk.outcome(&newcomer), None);
     let again = disk.start_again(0, &kept[1]);
     assert_eq!(disk.finish(&again), Outcome::Done(Status::IoError, 0));
-    disk.volume().give_up();
+    let end = disk.finish(&newcomer);
+    assert_eq!(
+        end,
+        Outcome::Appended(Sector(APPENDED_1)),
+        "none is waited for"
+    );
     disk.append(1, &blocks(9, 6));
     let mut disk = reopened(disk, &kept[1..2]);
     let again = disk.start_again(0, &kept[1]);

@@ -201,7 +201,12 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             return true;
         };
         let note = NoteOf(&op.payload);
-        match self.volume.table.admit_redo(intent, ticket, &note) {
+        let admitted = self.volume.table.admit_redo(intent, ticket, &note);
+        if !matches!(admitted, Ok(Redo::Again(_))) {
+            // Nothing of it will end in the zone and let those go on who wait for it.
+            self.touch(intent.zone);
+        }
+        match admitted {
             Ok(Redo::Counted) if Mutant::RedoCounted.is_on() => return false,
             Ok(Redo::Counted) => self.acknowledge(id, outcome),
             Ok(Redo::Again(admission)) => self.begin_granted(id, Ok(admission), len),

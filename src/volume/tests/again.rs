@@ -203,6 +203,18 @@ fn one_that_fails_once_more_takes_those_behind_it_along() {
 }
 
 #[test]
+fn who_waits_for_one_that_is_refused_waits_no_longer() {
+    let (disk, kept) = appends_cut_off(0);
+    let mut disk = reopened(disk, &kept[2..3]);
+    let newcomer = disk.start(0, append(1), blocks(1, 1));
+    // What lay before it does not come.
+    let again = disk.start_again(1, &kept[2]);
+    assert_eq!(disk.finish(&again), Outcome::Done(Status::IoError, 0));
+    let end = disk.finish(&newcomer);
+    check_zone(&mut disk, &[end]);
+}
+
+#[test]
 fn a_reset_that_was_done_does_not_take_what_was_written_since() {
     let mut disk = Disk::new();
     disk.append(1, &blocks(1, 3));

@@ -203,18 +203,14 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         let note = NoteOf(&op.payload);
         let admitted = self.volume.table.admit_redo(intent, ticket, &note);
         if !matches!(admitted, Ok(Redo::Again(_))) {
-            // Nothing of it will end in the zone and let those go on who wait for it.
+            // It may have been the last that the zone was kept for, and nothing of it will end there.
             self.touch(intent.zone);
         }
         match admitted {
             Ok(Redo::Counted) if Mutant::RedoCounted.is_on() => return false,
             Ok(Redo::Counted) => self.acknowledge(id, outcome),
             Ok(Redo::Again(admission)) => self.begin_granted(id, Ok(admission), len),
-            Err(error) => {
-                self.begin_granted(id, Err(error), len);
-                // It may have been the last that the zone was kept for.
-                self.touch(intent.zone);
-            }
+            Err(error) => self.begin_granted(id, Err(error), len),
         }
         true
     }

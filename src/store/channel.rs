@@ -82,23 +82,35 @@ impl Data {
     }
 
     fn read_at_once(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let mapped = self.mapped.as_ref();
-        if mapped.is_some_and(|mapped| mapped.read(offset, buf)) {
-            return Ok(());
+        let Some(mapped) = &self.mapped else {
+            return self.file.read_exact_at(buf, offset);
+        };
+        if !mapped.read(offset, buf) {
+            self.file.read_exact_at(buf, offset)?;
+            mapped.note_read(offset, buf);
         }
-        self.file.read_exact_at(buf, offset)
+        Ok(())
     }
 
-    pub(super) fn write_at_once(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        let mapped = self.mapped.as_ref();
-        if mapped.is_some_and(|mapped| mapped.write(offset, buf)) {
-            return Ok(());
-        }
+    fn write_at_once(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
         self.file.write_all_at(buf, offset)?;
-        if let Some(mapped) = mapped {
+        if let Some(mapped) = &self.mapped {
             mapped.note_written(offset, buf.len());
         }
         Ok(())
+    }
+
+    /// The same, if it may be cut short by a kill.
+    pub(super) fn write_loose_at_once(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        match self.write_mapped(offset, buf) {
+            true => Ok(()),
+            false => self.write_at_once(offset, buf),
+        }
+    }
+
+    fn write_mapped(&self, offset: u64, buf: &[u8]) -> bool {
+        let mapped = self.mapped.as_ref();
+        mapped.is_some_and(|mapped| mapped.write(offset, buf))
     }
 
     pub(super) fn file(&self) -> &File {
@@ -345,6 +357,19 @@ impl Store for FileStore {
     fn prefetch(&self, offset: u64, len: usize) {
         if let Some(mapped) = &self.data.mapped {
             mapped.prefetch(offset, len);
+        }
+    }
+
+    fn submit_loose(&mut self, op: Op, token: Token) {
+        match op {
+            Op::Write { offset, buf } if self.data.write_mapped(offset, &buf) => {
+                self.done.push(Completion {
+                    token,
+                    result: Ok(()),
+                    buf: Some(buf),
+                });
+            }
+            op => self.submit(op, token),
         }
     }
 

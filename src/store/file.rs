@@ -253,7 +253,7 @@ impl Medium for FileMedium {
 
     fn write_loose_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
         match self.data.is_mapped() {
-            true => self.data.write_at_once(offset, buf),
+            true => self.data.write_loose_at_once(offset, buf),
             false => self.write_at(offset, buf),
         }
     }

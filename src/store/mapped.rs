@@ -5,19 +5,20 @@
 //! Doing it is dear, though, and touching a hole of the file through a mapping makes a page of it, also to
 //! read. Hence the map of what is there:
 //!
-//! - Only pages known to *exist* are touched: those that were there when the image was opened, and those
-//!   that were written since, through the descriptor. The rest goes through the descriptor, which reads
-//!   holes as zeroes and leaves them holes, and allocates at half the cost of a fault.
+//! - Only pages known to *exist* are touched: those that were written through the descriptor, and those of
+//!   which it has read something else than zeroes (and ciphertext is never that). The rest goes through the
+//!   descriptor, which reads holes as zeroes and leaves them holes, and allocates at half the cost of a fault.
 //! - A page that exists is not in our tables before it is touched for the first time. A read brings in its
 //!   neighbours too (the kernel's fault-around), a write only itself; so what is to be written is read first.
 //!
-//! The file may shrink, or its file system may have no page left when one comes back from swap: then there
-//! are zeros in the mapping ([`guard`]), it knows that it lost something, and everything goes
-//! through the descriptor from then on, which says what is wrong.
+//! The file may shrink by whole pages, or its file system may have no page left when one comes back from swap:
+//! then there are zeros in the mapping ([`guard`](crate::guard)), it knows that it lost something, and
+//! everything goes through the descriptor from then on, which says what is wrong.
 //!
 //! What is written through a mapping is in the page cache at once, as what is written through a descriptor,
-//! and outlives a killed daemon as that does. But a kill can come in the middle of a copy: what must be whole
-//! or not there at all, such as a zone's record, is not written this way.
+//! and outlives a killed daemon as that does. But a kill can come in the middle of a copy, and never in the
+//! middle of a page that is written through a descriptor. What must be whole or not there at all goes that way:
+//! zone records, and blocks that are written in place.
 #![expect(
     unsafe_code,
     reason = "a file's pages are copied by address, and past the processor's caches"
@@ -26,14 +27,13 @@
 use std::fs::File;
 use std::io;
 use std::ptr;
+use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
+use log::warn;
 use vm_memory::{FileOffset, MmapRegion};
 
 use crate::guard::{self, Guarded, guard_image};
-
-use super::sys;
 
 /// Bytes of a page: what exists or does not.
 const PAGE: u64 = 4096;
@@ -41,9 +41,6 @@ const PAGE: u64 = 4096;
 const AROUND: u64 = 16;
 /// Pages of a word of the map.
 const WORD: u64 = u64::BITS as u64;
-/// How long is looked for pages that exist already, so that a disk is ready soon: 50 ms are some ten
-/// gigabytes. What is not found is known once it was written.
-const SURVEY: Duration = Duration::from_millis(50);
 /// Bytes of what the processor fetches at a time.
 #[cfg(target_arch = "x86_64")]
 const CACHE_LINE: usize = 64;
@@ -77,6 +74,7 @@ impl Pages {
         })
     }
 
+    /// Whether `first..end`, which are pages of the set's file, are all in it.
     fn has_all(&self, first: u64, end: u64) -> bool {
         self.words(first, end)
             .all(|(word, bits)| word.load(Ordering::Relaxed) & bits == bits)
@@ -92,7 +90,10 @@ impl Pages {
 
     fn remove(&self, first: u64, end: u64) {
         for (word, bits) in self.words(first, end) {
-            word.fetch_and(!bits, Ordering::Relaxed);
+            // Most of a large file was never there.
+            if word.load(Ordering::Relaxed) & bits != 0 {
+                word.fetch_and(!bits, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -100,10 +101,13 @@ impl Pages {
 /// A mapped image.
 #[derive(Debug)]
 pub(super) struct Mapped {
+    /// Ends before the mapping does.
+    guarded: Guarded,
     map: MmapRegion,
     writable: bool,
-    guarded: Guarded,
-    /// Pages that exist.
+    /// Whole pages of the file.
+    pages: u64,
+    /// Those known to exist.
     there: Pages,
     /// Groups of [`AROUND`] pages that were read since they are there.
     touched: Pages,
@@ -124,36 +128,37 @@ impl Mapped {
         let map = mapped.map_err(io::Error::other)?;
         let guarded = guard_image(map.as_ptr(), map.size()).map_err(io::Error::other)?;
         let pages = len / PAGE;
-        let mapped = Self {
+        Ok(Self {
+            guarded,
             map,
             writable,
-            guarded,
+            pages,
             there: Pages::none_of(pages)?,
             touched: Pages::none_of(pages.div_ceil(AROUND))?,
-        };
-        mapped.survey(file, pages);
-        Ok(mapped)
-    }
-
-    /// Finds the pages that exist.
-    fn survey(&self, file: &File, pages: u64) {
-        let deadline = Instant::now() + SURVEY;
-        let mut at = 0;
-        while let Some(data) = sys::next_data(file, at).filter(|_| Instant::now() < deadline) {
-            // Whole pages: file systems in memory know nothing smaller.
-            let (first, end) = (data.start.div_ceil(PAGE), (data.end / PAGE).min(pages));
-            if first < end {
-                self.there.add(first, end);
-            }
-            at = data.end;
-        }
+        })
     }
 
     /// The pages with `len` bytes at `offset`; `None` if some are not in the mapping, or there are none.
     fn pages(&self, offset: u64, len: usize) -> Option<(u64, u64)> {
         let end = offset.checked_add(u64::try_from(len).ok()?)?;
-        let inside = usize::try_from(end).is_ok_and(|end| end <= self.map.size());
-        (inside && len > 0).then_some((offset / PAGE, end.div_ceil(PAGE)))
+        let (first, end) = (offset / PAGE, end.div_ceil(PAGE));
+        (first < end && end <= self.pages).then_some((first, end))
+    }
+
+    /// The pages with `len` bytes at `offset`, if all of them are there, and nothing was ever lost.
+    fn known(&self, offset: u64, len: usize) -> Option<(u64, u64)> {
+        let (first, end) = self.pages(offset, len)?;
+        if self.guarded.is_lost() {
+            static SAID: Once = Once::new();
+            SAID.call_once(|| {
+                warn!(
+                    "a page of the image went away under its mapping: was the file cut, or is its \
+                     file system full? It is read and written without the mapping from now on"
+                );
+            });
+            return None;
+        }
+        self.there.has_all(first, end).then_some((first, end))
     }
 
     fn address(&self, offset: u64) -> *mut u8 {
@@ -166,10 +171,7 @@ impl Mapped {
     /// Fills `buf` from byte `offset`. `false`: not all of it is there, or something is lost, and nothing
     /// of `buf` counts.
     pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> bool {
-        let Some((first, end)) = self.pages(offset, buf.len()) else {
-            return false;
-        };
-        if !self.there.has_all(first, end) {
+        if self.known(offset, buf.len()).is_none() {
             return false;
         }
         // SAFETY: all of it lies inside of the mapping, which lives as long as `self`, and apart from `buf`,
@@ -183,9 +185,7 @@ impl Mapped {
     /// Asks the processor for the first of `len` bytes at `offset`.
     pub(super) fn prefetch(&self, offset: u64, len: usize) {
         let len = len.min(FETCHED);
-        if let Some((first, end)) = self.pages(offset, len)
-            && self.there.has_all(first, end)
-        {
+        if self.known(offset, len).is_some() {
             prefetch(self.address(offset), len);
         }
     }
@@ -193,12 +193,9 @@ impl Mapped {
     /// Writes `buf` at byte `offset`. `false`: not all of the pages are there, or something is lost; all has
     /// to be written once more then, through the descriptor.
     pub(super) fn write(&self, offset: u64, buf: &[u8]) -> bool {
-        let Some((first, end)) = self.pages(offset, buf.len()) else {
+        let Some((first, end)) = self.known(offset, buf.len()).filter(|_| self.writable) else {
             return false;
         };
-        if !self.writable || !self.there.has_all(first, end) {
-            return false;
-        }
         self.touch(first, end);
         // SAFETY: as for `read`.
         unsafe { copy_past_caches(buf, self.address(offset)) };
@@ -215,6 +212,24 @@ impl Mapped {
             // SAFETY: `first..end` lies inside of the mapping, and so does `page`, which is of it.
             unsafe { ptr::read_volatile(self.address(page * PAGE)) };
             self.touched.add(group, group + 1);
+        }
+    }
+
+    /// `buf` was read at `offset` through the descriptor: a page exists if there is anything in it.
+    pub(super) fn note_read(&self, offset: u64, buf: &[u8]) {
+        let Some((first, end)) = self.pages(offset, buf.len()) else {
+            return;
+        };
+        let mut rest = buf;
+        for page in first..end {
+            let in_page = (page + 1) * PAGE - offset.max(page * PAGE);
+            let len = usize::try_from(in_page).unwrap_or(rest.len());
+            let (of_page, behind) = rest.split_at(len.min(rest.len()));
+            // The first byte of ciphertext tells mostly.
+            if of_page.iter().any(|&byte| byte != 0) {
+                self.there.add(page, page + 1);
+            }
+            rest = behind;
         }
     }
 
@@ -287,6 +302,7 @@ unsafe fn copy_past_caches(from: &[u8], to: *mut u8) {
 mod tests {
     use std::os::unix::fs::{FileExt, MetadataExt};
 
+    use super::super::sys;
     use super::*;
 
     const LEN: u64 = 1 << 20;
@@ -321,17 +337,44 @@ mod tests {
     }
 
     #[test]
-    fn what_was_there_before_is_found_and_what_is_given_back_is_left_alone() {
+    fn what_was_read_is_there_and_what_is_given_back_is_left_alone() {
         let file = sparse();
         file.write_all_at(&[3; 65536], 131_072).unwrap();
         let mapped = Mapped::new(&file, LEN, true).unwrap();
-        let mut buf = vec![0; 65536];
-        assert!(mapped.read(131_072, &mut buf));
-        assert!(buf.iter().all(|&byte| byte == 3));
-        assert!(!mapped.read(131_071, &mut buf[..2]));
+        let mut buf = vec![0; 65536 + 8192];
+        assert!(!mapped.read(131_072, &mut buf[..4096]));
+        file.read_exact_at(&mut buf, 131_072 - 4096).unwrap();
+        mapped.note_read(131_072 - 4096, &buf);
+        let data = &mut buf[..65536];
+        assert!(mapped.read(131_072, data));
+        assert!(data.iter().all(|&byte| byte == 3));
+        assert!(!mapped.read(131_071, &mut data[..2]) && !mapped.read(196_607, &mut data[..2]));
         mapped.note_freed(131_072, 65536);
         sys::deallocate(&file, 131_072, 65536).unwrap();
-        assert!(!mapped.read(135_168, &mut buf[..4096]));
+        assert!(!mapped.read(135_168, &mut data[..4096]));
+        assert_eq!(allocated(&file), 0);
+    }
+
+    #[test]
+    fn reads_of_parts_of_pages_tell_of_these_pages_only() {
+        let file = sparse();
+        file.write_all_at(&[3; 8192], 4096).unwrap();
+        let mapped = Mapped::new(&file, LEN, true).unwrap();
+        let mut buf = [0; 5000];
+        file.read_exact_at(&mut buf, 8000).unwrap();
+        mapped.note_read(8000, &buf);
+        assert!(mapped.read(4096, &mut buf[..10]) && mapped.read(12_280, &mut buf[..8]));
+        assert!(!mapped.read(12_288, &mut buf[..1]) && !mapped.read(0, &mut buf[..1]));
+    }
+
+    #[test]
+    fn a_last_page_that_is_not_whole_is_left_to_the_descriptor() {
+        let file = sparse();
+        let len = WORD * PAGE + 512;
+        let mapped = Mapped::new(&file, len, true).unwrap();
+        mapped.note_written(0, usize::try_from(len).unwrap());
+        mapped.note_written(WORD * PAGE, 512);
+        assert!(!mapped.read(WORD * PAGE, &mut [0; 512]));
         assert_eq!(allocated(&file), 0);
     }
 
@@ -341,6 +384,7 @@ mod tests {
         file.write_all_at(&vec![0; usize::try_from(LEN).unwrap()], 0)
             .unwrap();
         let mapped = Mapped::new(&file, LEN, true).unwrap();
+        mapped.note_written(0, usize::try_from(LEN).unwrap());
         let bytes: Vec<u8> = (0..=250).cycle().take(140_000).collect();
         for (offset, len) in [
             (0, 4096),
@@ -365,6 +409,7 @@ mod tests {
         let file = sparse();
         file.write_all_at(&[3; 65536], 0).unwrap();
         let mapped = Mapped::new(&file, LEN, true).unwrap();
+        mapped.note_written(0, 65536);
         let mut buf = [0; 4096];
         assert!(mapped.read(61_440, &mut buf));
         file.set_len(32768).unwrap();

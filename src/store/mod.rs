@@ -97,6 +97,12 @@ pub trait Store: Send + std::fmt::Debug {
     /// Takes an operation over. It completes through [`Store::reap`], also when it fails at once.
     fn submit(&mut self, op: Op, token: Token);
 
+    /// The same for a write that is nothing before something else is written after it: if the daemon is killed
+    /// meanwhile, any part of it may be written, also of a sector, which [`Store::submit`] does not do.
+    fn submit_loose(&mut self, op: Op, token: Token) {
+        self.submit(op, token);
+    }
+
     /// Reads at once into the whole of `buf` what lies at byte `offset`, if nothing has to be waited
     /// for. `None`: it would have to, or it failed in a way that may pass; nothing of `buf` counts then,
     /// and [`Store::submit`] is the way.

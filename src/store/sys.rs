@@ -8,7 +8,6 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// What a file demands of O_DIRECT transfers, in bytes.
@@ -178,19 +177,6 @@ pub(super) fn read_cached(file: &File, offset: u64, buf: &mut [u8]) -> io::Resul
         }
     };
     usize::try_from(read).map_err(|_| io::Error::last_os_error())
-}
-
-/// The first range of a file at or behind byte `from` that is not a hole; `None` if there is none, or the
-/// file system cannot tell.
-pub(super) fn next_data(file: &File, from: u64) -> Option<Range<u64>> {
-    let seek = |from: u64, whence| {
-        let from = file_offset(from).ok()?;
-        // SAFETY: no memory is involved; the descriptor is open. Nothing here uses the cursor that moves.
-        let at = unsafe { libc::lseek(file.as_raw_fd(), from, whence) };
-        u64::try_from(at).ok()
-    };
-    let start = seek(from, libc::SEEK_DATA)?;
-    Some(start..seek(start, libc::SEEK_HOLE)?)
 }
 
 /// Drops the clean pages of a file from the page cache. Advice: some may stay.

@@ -186,7 +186,8 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         }
     }
 
-    /// Starts an operation. It ends in a later [`Channel::poll`]. Without room for it
+    /// Starts an operation; a read, once the next one comes, or [`Channel::poll`] is called. It ends in a later
+    /// [`Channel::poll`]. Without room for it
     /// ([`Channel::has_room`]) it fails.
     pub fn start(&mut self, command: Command, payload: P) {
         let Some(id) = self.enter(command, payload, false) else {
@@ -423,11 +424,22 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     }
 
     pub(super) fn submit(&mut self, token: u32, piece: Piece, op: StoreOp) {
+        self.note_piece(token, piece);
+        self.store.submit(op, Token::from(token));
+        mutant::pass(Point::DataSubmitted);
+    }
+
+    /// The same for what may be cut short by a kill.
+    pub(super) fn submit_loose(&mut self, token: u32, piece: Piece, op: StoreOp) {
+        self.note_piece(token, piece);
+        self.store.submit_loose(op, Token::from(token));
+        mutant::pass(Point::DataSubmitted);
+    }
+
+    fn note_piece(&mut self, token: u32, piece: Piece) {
         if let Some(slot) = self.pieces.get_mut(token as usize) {
             *slot = Some(piece);
         }
-        self.store.submit(op, Token::from(token));
-        mutant::pass(Point::DataSubmitted);
     }
 
     /// Books `len` bytes of a transfer as begun.

@@ -112,7 +112,7 @@ pub(super) struct Reset {
 /// Where an operation stands.
 #[derive(Debug)]
 pub(super) enum Stage {
-    /// Waits for a busy zone; begins anew when that is free.
+    /// Waits for a busy zone; begins anew when that is free. (Or a read that is held for a moment.)
     Parked,
     /// Being worked off.
     Transfer(Transfer),

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use log::{error, warn};
 
-use crate::geometry::{Blocks, Generation, SECTOR_SIZE, ZoneIndex};
+use crate::geometry::{Blocks, Generation, SECTOR_SIZE, ZoneIndex, ZoneType};
 use crate::integrity::{BadBlocks, OpenError, SLOT_LEN, Stamp};
 use crate::keyslot::KeyslotError;
 use crate::limit::LogLimit;
@@ -241,7 +241,12 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             zone,
             kind: PieceKind::Write(owners),
         };
-        self.submit(token, piece, StoreOp::Write { offset, buf });
+        let op = StoreOp::Write { offset, buf };
+        match self.volume.geometry().zone_type(zone) {
+            // Nothing counts on it before the zone's record does.
+            ZoneType::Sequential => self.submit_loose(token, piece, op),
+            ZoneType::Conventional => self.submit(token, piece, op),
+        }
     }
 
     /// Fills `buf` with what is to be written at block `first` of `zone`, encrypted, and leaves its

@@ -56,8 +56,9 @@ mod mailbox_early {
 
 use answer::ReadView;
 use geometry::{Blocks, Generation, ZoneIndex};
-use loom::sync::Arc;
 use loom::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 fn view(number: u64) -> ReadView {
     ReadView {
@@ -71,7 +72,13 @@ fn view(number: u64) -> ReadView {
 fn explore(case: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
-    builder.check(case);
+    let orders = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&orders);
+    builder.check(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        case();
+    });
+    println!("{} orders", orders.load(Ordering::Relaxed));
 }
 
 macro_rules! readers_see_whole_views {

@@ -4,6 +4,7 @@
     reason = "the standard library sends no signal but SIGKILL"
 )]
 
+use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -27,9 +28,13 @@ pub struct Image {
 impl Image {
     /// A new directory with a key file and no image yet.
     pub fn empty() -> Self {
+        Self::empty_in(&env::temp_dir())
+    }
+
+    fn empty_in(parent: &Path) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("zv-")
-            .tempdir()
+            .tempdir_in(parent)
             .expect("temporary directory");
         let image = Self { dir };
         let mut key = OpenOptions::new()
@@ -49,7 +54,19 @@ impl Image {
     /// # Panics
     /// If the command fails.
     pub fn create(options: &[&str]) -> Self {
-        let image = Self::empty();
+        Self::empty().created(options)
+    }
+
+    /// The same in a directory of `parent`.
+    ///
+    /// # Panics
+    /// If the command fails.
+    pub fn create_in(parent: &Path, options: &[&str]) -> Self {
+        Self::empty_in(parent).created(options)
+    }
+
+    fn created(self, options: &[&str]) -> Self {
+        let image = self;
         let out = image.run_create(options);
         assert!(
             out.status.success(),

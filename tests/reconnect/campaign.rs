@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -123,6 +124,8 @@ pub(super) struct Settings {
     pub(super) inflight: bool,
     /// The guest leaves the write cache on.
     pub(super) write_cache: bool,
+    /// Where the image's directory is made, if not where all are.
+    pub(super) parent: Option<&'static Path>,
     /// More options.
     pub(super) create: Vec<&'static str>,
     pub(super) serve: Vec<&'static str>,
@@ -160,7 +163,11 @@ struct Campaign {
 impl Campaign {
     fn new(settings: Settings) -> Self {
         let mut rng = Rng::from_env(settings.stream);
-        let image = Image::create(&[&CREATE, settings.create.as_slice()].concat());
+        let options = [&CREATE, settings.create.as_slice()].concat();
+        let image = match settings.parent {
+            Some(parent) => Image::create_in(parent, &options),
+            None => Image::create(&options),
+        };
         let daemon = serve(&image, &settings, None);
         let mut options = Options::queues(QUEUES);
         options.queue_size = QUEUE_SIZE;
@@ -678,6 +685,7 @@ fn settings(stream: u64, percent: u64) -> Settings {
         rounds: rounds(percent),
         inflight: true,
         write_cache: true,
+        parent: None,
         create: Vec::new(),
         serve: Vec::new(),
         environment: Vec::new(),
@@ -704,6 +712,20 @@ fn campaign_through_the_page_cache() {
         create: vec!["--cipher", "aes-256-xts"],
         serve: vec!["--cache", "writeback"],
         ..settings(73, 30)
+    });
+}
+
+/// An image that is mapped, and whose zones keep their pages, so that they are written through the mapping.
+#[test]
+fn campaign_of_an_image_in_memory() {
+    let memory = Path::new("/dev/shm");
+    if !memory.is_dir() {
+        return println!("skipped: no tmpfs at {}", memory.display());
+    }
+    run(Settings {
+        parent: Some(memory),
+        serve: vec!["--discard", "ignore"],
+        ..settings(78, 20)
     });
 }
 

@@ -354,6 +354,10 @@ impl Store for FileStore {
         }
     }
 
+    fn is_mapped(&self) -> bool {
+        self.data.is_mapped()
+    }
+
     fn prefetch(&self, offset: u64, len: usize) {
         if let Some(mapped) = &self.data.mapped {
             mapped.prefetch(offset, len);

@@ -108,7 +108,12 @@ pub trait Store: Send + std::fmt::Debug {
     /// and [`Store::submit`] is the way.
     fn read_now(&mut self, part: Part, offset: u64, buf: &mut [u8]) -> Option<io::Result<()>>;
 
-    /// Data at byte `offset` will be read soon: whatever makes that faster and waits for nothing.
+    /// Whether [`Store::read_now`] mostly is a copy from memory, whatever part it is of.
+    fn is_mapped(&self) -> bool {
+        false
+    }
+
+    /// What lies at byte `offset` will be read soon: whatever makes that faster and waits for nothing.
     fn prefetch(&self, offset: u64, len: usize) {
         let _ = (offset, len);
     }

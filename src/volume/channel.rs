@@ -17,6 +17,7 @@ use log::error;
 
 use crate::arena;
 use crate::geometry::{Blocks, Generation, SECTOR_SIZE, Sector, ZoneIndex, ZoneType};
+use crate::integrity::SLOT_LEN;
 use crate::keyslot::{KeyCache, KeyId, KeyRef, KeyslotError};
 use crate::limit::LogLimit;
 use crate::mutant::{self, Mutant, Point};
@@ -29,7 +30,7 @@ use super::op::{Direction, Finished, Op, Owners, Payload, Piece, Stage, Transfer
 use super::pool::Pool;
 use super::stretch::Stretches;
 use super::sync::SyncRound;
-use super::tags::SlotWriter;
+use super::tags::{SlotWriter, slot_offset};
 use super::{ChannelCounters, Volume};
 
 /// Operations of the store that a channel has in flight at most.
@@ -220,8 +221,12 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         if let Some(zone) = geometry.zone_of(span.sector) {
             let (first, _) = blocks_of(geometry, zone, span);
             let len = usize::try_from(span.len).unwrap_or(usize::MAX);
-            let offset = self.volume.layout.block_offset(zone, first);
-            self.store.prefetch(offset, len);
+            let layout = &self.volume.layout;
+            self.store.prefetch(layout.block_offset(zone, first), len);
+            if self.volume.tagged {
+                self.store
+                    .prefetch(slot_offset(layout, zone, first), SLOT_LEN);
+            }
         }
     }
 

@@ -57,7 +57,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         read: &mut ReadPiece,
         data: &mut [u8],
     ) -> Option<Result<(), Status>> {
-        if self.volume.tagged {
+        if self.volume.tagged && !self.store.is_mapped() {
             self.volume
                 .tags
                 .prefetch((zone, read.generation), read.first);
@@ -79,6 +79,11 @@ impl<M: Medium, P: Payload> Channel<M, P> {
 
     /// The slots of a read, from the cache or the medium.
     fn slots_now(&mut self, zone: ZoneIndex, read: &ReadPiece) -> Option<SlotSource> {
+        if self.store.is_mapped() {
+            // They are in memory anyway, and nobody has to be locked out.
+            self.counters.tag_hits += 1;
+            return self.slots_past_cache(zone, read);
+        }
         if self.has_cached_slots(zone, read) {
             return Some(SlotSource::Gathered);
         }
@@ -86,6 +91,10 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         if self.volume.tags.wants_page() {
             return self.slot_pages_now(zone, read);
         }
+        self.slots_past_cache(zone, read)
+    }
+
+    fn slots_past_cache(&mut self, zone: ZoneIndex, read: &ReadPiece) -> Option<SlotSource> {
         let mut slots = self.fresh_slots.pop().unwrap_or_default();
         slots.resize(usize::try_from(read.count.0).ok()? * SLOT_LEN, 0);
         let offset = slot_offset(&self.volume.layout, zone, read.first);

@@ -311,12 +311,20 @@ mod tests {
         }
 
         fn restart(&mut self, clean: bool) {
+            let stays = !clean || self.rng.one_in(2);
+            if !stays {
+                self.frontend.wire.leave().unwrap();
+            }
             if clean {
                 self.rig.restart();
-                self.model.restart();
             } else {
                 self.rig.crash();
-                self.model.crash();
+            }
+            // The front-end keeps what is in flight: a guest that is there goes on.
+            if stays {
+                self.model.go_on();
+            } else {
+                self.model.restart();
             }
             if self.rng.one_in(2) {
                 self.frontend.reconnect().unwrap();

@@ -449,7 +449,7 @@ impl Model {
         self.zones.iter().enumerate().map(describe).collect()
     }
 
-    /// A clean stop and start: open zones are closed, those without data empty again.
+    /// A clean stop without a guest, and start: open zones are closed, those without data empty again.
     pub fn restart(&mut self) {
         for zone in &mut self.zones {
             zone.used = 0;
@@ -463,8 +463,9 @@ impl Model {
         }
     }
 
-    /// A kill and start: nothing changes but what was only in memory, the order of use.
-    pub fn crash(&mut self) {
+    /// A kill, or a clean stop under a guest that goes on, and start: nothing changes but what was only in
+    /// memory, the order of use.
+    pub fn go_on(&mut self) {
         for zone in &mut self.zones {
             zone.used = 0;
         }
@@ -571,7 +572,7 @@ mod tests {
         let mut m = small();
         assert_eq!(m.append(16, &data(2, 9)).0, OK);
         assert_eq!(m.open(32), OK);
-        m.crash();
+        m.go_on();
         assert_eq!(states(&m), [0, 2, 3, 1, 1, 1]);
         m.restart();
         assert_eq!(states(&m), [0, 4, 1, 1, 1, 1]);
@@ -586,7 +587,7 @@ mod tests {
         let mut m = small();
         assert_eq!(m.append(16, &data(2, 1)).0, OK);
         assert_eq!(m.append(32, &data(2, 1)).0, OK);
-        m.crash();
+        m.go_on();
         assert_eq!(m.append(48, &data(2, 1)).0, OK);
         assert_eq!(m.doubt, [1, 2]);
         let mut report = m.report();

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::Shutdown;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -97,6 +98,12 @@ impl Wire {
         sock.set_read_timeout(Some(PATIENCE))?;
         sock.set_write_timeout(Some(PATIENCE))?;
         Ok(Self { sock, acks: false })
+    }
+
+    /// Ends the session, and waits until the other side has noticed.
+    pub fn leave(&mut self) -> io::Result<()> {
+        self.sock.shutdown(Shutdown::Write)?;
+        io::copy(&mut self.sock, &mut io::sink()).map(|_| ())
     }
 
     /// Ask for an acknowledgement with every message that has no answer of its own.

@@ -27,7 +27,11 @@ fn hunt(mutant: Mutant) -> (Shape, Plan, u64) {
         Mutant::ReuseNonceAfterFailedWrite => (GCM_4096, FAULTY, 5_000),
         Mutant::FlushWithoutSync => (GCM, DRAWN, 500),
         Mutant::NoFence => (GCM, FAULTY, 100_000),
-        Mutant::ForgetIntent | Mutant::RedoCounted | Mutant::AnswerTwice | Mutant::TrustBase => {
+        Mutant::ForgetIntent
+        | Mutant::RedoCounted
+        | Mutant::AnswerTwice
+        | Mutant::TrustBase
+        | Mutant::KeepFailedIntent => {
             unreachable!("not one that a crash of the whole machine shows")
         }
     }

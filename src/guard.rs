@@ -164,13 +164,11 @@ fn patch(address: usize) -> bool {
     };
     // Before there are zeros to be read.
     RANGES.lose(at);
-    if range.counts {
-        FAULTS.fetch_add(1, Ordering::Release);
-    }
     if !range.counts {
         // Of an image nothing is touched any more but by copies that are under way.
         return map_zeros(address, (address | (SMALL_PAGE - 1)) + 1, SMALL_PAGE);
     }
+    FAULTS.fetch_add(1, Ordering::Release);
     // Behind a page that went there is none left: all at once, or each would become a mapping of its own,
     // of which a process may have only so many. A mapping of huge pages can be replaced only in whole ones.
     map_zeros(address, range.end, SMALL_PAGE) || map_zeros(address, range.end, range.page)

@@ -511,6 +511,13 @@ fn a_write_that_was_given_up_is_never_acknowledged() {
     assert_eq!(f.queues[0].zone(7 * ZONE_SECTORS).wp, 7 * ZONE_SECTORS + 16);
 }
 
+/// Appends where the one that [`waits_for_a_queue`] had begun to.
+fn takes_the_place(other: &mut Frontend) {
+    let place = 7 * ZONE_SECTORS + 8;
+    let appended = other.queue().append(7 * ZONE_SECTORS, &[9; 4096], 16);
+    assert_eq!(appended, (status::OK, place));
+}
+
 /// The one that [`waits_for_a_queue`] comes back with all that it had: its queue 1 is told that what it had begun was not
 /// done, since `fill` was written at that place, and its queue 0 is served.
 fn finds_its_place_taken(mut f: Frontend, fill: u8) {
@@ -531,9 +538,7 @@ fn what_was_given_up_for_another_front_end_is_not_acknowledged_to_the_one_that_c
     f.wire.close();
     // With a region of its own.
     let mut other = Frontend::open_with(&rig.socket(), options());
-    let place = 7 * ZONE_SECTORS + 8;
-    let appended = other.queue().append(7 * ZONE_SECTORS, &[9; 4096], 16);
-    assert_eq!(appended, (status::OK, place));
+    takes_the_place(&mut other);
     drop(other);
     finds_its_place_taken(f, 9);
 }
@@ -546,9 +551,7 @@ fn what_was_given_up_for_a_reset_of_the_device_is_not_acknowledged_later() {
     f.wire.close();
     // One that keeps nothing, and so has nothing to give up.
     let mut other = Frontend::open(&rig.socket());
-    let place = 7 * ZONE_SECTORS + 8;
-    let appended = other.queue().append(7 * ZONE_SECTORS, &[9; 4096], 16);
-    assert_eq!(appended, (status::OK, place));
+    takes_the_place(&mut other);
     drop(other);
     finds_its_place_taken(f, 9);
 }

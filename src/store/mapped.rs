@@ -12,7 +12,7 @@
 //!   neighbours too (the kernel's fault-around), a write only itself; so what is to be written is read first.
 //!
 //! The file may shrink by whole pages, or its file system may have no page left when one comes back from swap:
-//! then there are zeros in the mapping ([`guard`](crate::guard)), it knows that it lost something, and
+//! then there are zeros in the mapping ([`guard`]), it knows that it lost something, and
 //! everything goes through the descriptor from then on, which says what is wrong.
 //!
 //! What is written through a mapping is in the page cache at once, as what is written through a descriptor,

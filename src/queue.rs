@@ -50,6 +50,7 @@ const ANSWERS: usize = 16;
 const REPORT_BATCH: usize = 64;
 
 static MALFORMED: LogLimit = LogLimit::new();
+static DOUBTFUL: LogLimit = LogLimit::new();
 
 /// A chain whose operation is under way.
 #[derive(Debug)]
@@ -573,6 +574,13 @@ impl<M: Medium> Worker<M> {
             Past::Intended(intent) => Some(intent),
             // It may have been done, and nobody knows.
             Past::Doubtful => {
+                if let Some(more) = DOUBTFUL.allow() {
+                    warn!(
+                        "queue {}: a request that was in flight is answered with an error: what is noted \
+                         of it is not to be trusted, or not any more ({more} more like it)",
+                        self.index
+                    );
+                }
                 return self.reply(rings, flight, Outcome::Done(Status::IoError, 0));
             }
         };

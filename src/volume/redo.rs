@@ -7,15 +7,22 @@
 use std::fmt::Debug;
 use std::sync::{Arc, Weak};
 
+use log::warn;
+
 use crate::geometry::{Blocks, Generation, Sector, ZoneIndex};
+use crate::limit::LogLimit;
 use crate::mutant::{self, Mutant, Point};
 use crate::request::{Command, Outcome, Status, ZoneAction, blocks_of};
 use crate::store::Medium;
-use crate::zone::{Change, Epoch, Intent, Note, Redo, Ticket, ZoneState};
+use crate::zone::{Change, Epoch, Intent, Note, Redo, Ticket, Unfit, ZoneError, ZoneState};
 
 use super::Volume;
 use super::channel::Channel;
 use super::op::{Op, Payload, Stage};
+
+/// A guest can bring what it likes; one kind must not hide another.
+static UNFIT: [LogLimit; Unfit::KINDS] = [const { LogLimit::new() }; Unfit::KINDS];
+static STRANGERS: LogLimit = LogLimit::new();
 
 /// What keeps the intents of operations in flight for a daemon after this one. Other threads may change it.
 pub trait Keeper: Debug + Send + Sync {
@@ -64,8 +71,14 @@ impl<M: Medium> Volume<M> {
             return;
         }
         keeper.spoil(&mut |intent| {
-            let write = matches!(intent.change, Change::Write { .. });
-            write && !self.table.expect(*intent, epoch)
+            if !matches!(intent.change, Change::Write { .. }) {
+                return false;
+            }
+            let unfit = self.table.expect(*intent, epoch).err();
+            if let Some(why) = unfit {
+                say_unfit(intent, why);
+            }
+            unfit.is_some()
         });
     }
 
@@ -78,12 +91,7 @@ impl<M: Medium> Volume<M> {
     /// their zones take whatever comes.
     pub fn give_up(&self) {
         let given_up = self.table.give_up();
-        self.spoil(|intent| {
-            let Change::Write { start, .. } = intent.change else {
-                return false;
-            };
-            given_up.places.binary_search(&(intent.zone, start)).is_ok()
-        });
+        self.spoil(|intent| given_up.has(intent));
         for released in self.table.release(given_up) {
             self.post(released);
         }
@@ -194,6 +202,13 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     ) -> bool {
         let Some((len, outcome)) = self.outcome_of(command, intent) else {
             // The request is not the one that was begun.
+            if let Some(more) = STRANGERS.allow() {
+                warn!(
+                    "queue {}: a request is answered with an error, for another one was in flight in its \
+                     place: {command:?}, {intent:?} ({more} more like it)",
+                    self.queue
+                );
+            }
             self.finish(id, Status::IoError);
             return true;
         };
@@ -210,7 +225,10 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             Ok(Redo::Counted) if Mutant::RedoCounted.is_on() => return false,
             Ok(Redo::Counted) => self.acknowledge(id, outcome),
             Ok(Redo::Again(admission)) => self.begin_granted(id, Ok(admission), len),
-            Err(error) => self.begin_granted(id, Err(error), len),
+            Err(why) => {
+                say_unfit(&intent, why);
+                self.finish(id, ZoneError::from(why).into());
+            }
         }
         true
     }
@@ -239,5 +257,22 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             }
             _ => None,
         }
+    }
+}
+
+/// Says why a write that was in flight is answered with an error.
+fn say_unfit(intent: &Intent, why: Unfit) {
+    let limit = UNFIT.get(why.kind());
+    if let Some(more) = limit.and_then(LogLimit::allow) {
+        let Intent {
+            zone,
+            generation,
+            change,
+        } = intent;
+        warn!(
+            "{zone}: a write that was in flight is answered with an error: {why} (generation {}, {change:?}; \
+             {more} more like it)",
+            generation.0
+        );
     }
 }

@@ -34,7 +34,7 @@ pub use answer::{Admission, Finished, FlushMark, Grant, ReadView, Settled};
 pub use line::{Released, Ticket};
 pub use record::{Loaded, RecordCopy, RecordWrite};
 pub use recover::{Opening, provable};
-pub use redo::{Change, GivenUp, Intent, Note, Redo};
+pub use redo::{Change, GivenUp, Intent, Note, Redo, Unfit};
 pub use report::ZoneInfo;
 pub use state::{Epoch, Skipped, ZoneRecord, ZoneSalt, ZoneState};
 pub use table::Table;

@@ -23,7 +23,10 @@
 //! 5. *Another front-end came first*, with a region that this daemon had not seen: of a zone that was written
 //!    to since, [`Table::expect`] knows nothing.
 //!
-//! A reset waits for all of them, so one of an older generation counted in its time. A daemon that is
+//! A reset waits for all of them, so one of an older generation counted in its time; and what is expected is of
+//! the generation that its zone has. Both may be in flight at once, with the same place: a write that
+//! counted and was not answered, and one since the reset. So a place says which write it is only together
+//! with the generation, and of an older one nothing that is expected is used up, taken or given up. A daemon that is
 //! killed between two steps leaves the zone as it was before the first of them, where what is not spoiled
 //! fits again, or spoiled more than it had to: that is an error for a write that was not done. And since
 //! the intent may be spoiled by another thread while its own is about to ask for its place, who takes it for
@@ -31,6 +34,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+
+use thiserror::Error;
 
 use crate::geometry::{Blocks, Generation, ZoneIndex, ZoneType};
 
@@ -77,6 +82,63 @@ pub enum Redo<T> {
     Again(Admission<T>),
 }
 
+/// Why a write that was in flight is not to be trusted, or does not begin once more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Unfit {
+    /// It names what its zone does not have.
+    #[error("its zone has no such blocks to write")]
+    Nowhere,
+    /// It names a generation that its zone has not come to.
+    #[error("its zone was not reset as often as it says")]
+    FromLater,
+    /// The write pointer is in the middle of it.
+    #[error("its zone counts a part of it")]
+    CountsInPart,
+    /// [`Table::expect`] was told of it when others may have had its place.
+    #[error("its zone was written to before its front-end came")]
+    Overtaken,
+    /// Its intent was spoiled.
+    #[error("it failed or was given up, and its place may be another's")]
+    Spoiled,
+    /// Not expected, or not any more.
+    #[error("its turn does not come any more")]
+    Unexpected,
+    /// What lay before it does not come.
+    #[error("what lay before it did not come")]
+    BehindGap,
+    /// Its zone took it once, and does not take it now.
+    #[error("its zone refuses it: {0}")]
+    Refused(ZoneError),
+}
+
+impl Unfit {
+    /// How many kinds there are.
+    pub const KINDS: usize = 8;
+
+    /// Which of the kinds it is, below [`Unfit::KINDS`].
+    pub const fn kind(self) -> usize {
+        match self {
+            Self::Nowhere => 0,
+            Self::FromLater => 1,
+            Self::CountsInPart => 2,
+            Self::Overtaken => 3,
+            Self::Spoiled => 4,
+            Self::Unexpected => 5,
+            Self::BehindGap => 6,
+            Self::Refused(_) => 7,
+        }
+    }
+}
+
+impl From<Unfit> for ZoneError {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Refused(error) => error,
+            _ => Self::Failed,
+        }
+    }
+}
+
 /// Where the intent of an operation is noted.
 pub trait Note {
     /// It is not to be trusted any more.
@@ -89,12 +151,24 @@ pub trait Note {
 #[derive(Debug)]
 #[must_use]
 pub struct GivenUp {
-    /// Where each was to be, in order.
-    pub places: Vec<(ZoneIndex, Blocks)>,
+    /// Where each was to be, in order, and in which generation.
+    places: Vec<(ZoneIndex, Blocks, Generation)>,
     waiting: Vec<Released>,
 }
 
-/// Writes that are to come once more, by their places; of those that came before their turn, who waits for it.
+impl GivenUp {
+    /// Whether `intent` is that of one of them.
+    pub fn has(&self, intent: &Intent) -> bool {
+        let Change::Write { start, .. } = intent.change else {
+            return false;
+        };
+        let place = (intent.zone, start, intent.generation);
+        self.places.binary_search(&place).is_ok()
+    }
+}
+
+/// Writes that are to come once more, by their places in the generation that their zone has, which no reset changes
+/// meanwhile; of those that came before their turn, who waits for it.
 pub(super) type Expected = BTreeMap<(ZoneIndex, Blocks), Option<Ticket>>;
 
 /// The places of a zone.
@@ -157,38 +231,40 @@ impl Table {
     /// before it has come or is [given up](Table::give_up). The intent comes from a front-end and may be
     /// anything; `epoch`: under which the region that holds it was last in use.
     ///
-    /// `false`: it does not fit the zone, or others may have written since at the place that it names. It is
-    /// not to be trusted, now or later. To be called while no queue runs.
-    pub fn expect(&self, intent: Intent, epoch: Epoch) -> bool {
+    /// To be called while no queue runs.
+    ///
+    /// # Errors
+    /// [`Unfit`]: it does not fit the zone, or others may have written since at the place that it names. It is not
+    /// to be trusted, now or later.
+    pub fn expect(&self, intent: Intent, epoch: Epoch) -> Result<(), Unfit> {
         let mut inner = self.inner.lock();
         let now = inner.epoch;
         let Change::Write { start, count } = intent.change else {
-            return false;
+            return Err(Unfit::Nowhere);
         };
         let index = intent.zone;
-        let Some(zone) = inner.zone(index) else {
-            return false;
-        };
-        if self.geometry().zone_type(index) != ZoneType::Sequential {
-            return false;
-        }
+        let zone = inner.zone(index).ok_or(Unfit::Nowhere)?;
         let capacity = self.geometry().zone_capacity_blocks(index);
-        let Some(end) = start.0.checked_add(count.0).map(Blocks) else {
-            return false;
-        };
-        let overtaken = zone.epoch == now && epoch != now;
-        if overtaken || end > capacity || intent.generation > zone.generation {
-            return false;
+        let end = start.0.checked_add(count.0).map(Blocks);
+        let end = end
+            .filter(|&end| end <= capacity)
+            .filter(|_| self.geometry().zone_type(index) == ZoneType::Sequential)
+            .ok_or(Unfit::Nowhere)?;
+        if zone.epoch == now && epoch != now {
+            return Err(Unfit::Overtaken);
+        }
+        if intent.generation > zone.generation {
+            return Err(Unfit::FromLater);
         }
         if intent.generation < zone.generation || end <= zone.written {
-            return true;
+            return Ok(());
         }
         if start < zone.written {
-            return false;
+            return Err(Unfit::CountsInPart);
         }
         zone.awaited = true;
         inner.expected.entry((index, start)).or_insert(None);
-        true
+        Ok(())
     }
 
     /// Whether some that were announced have not come.
@@ -200,9 +276,14 @@ impl Table {
     /// are free only after [`Table::release`], so that in between it can be noted that what they ask for
     /// was not done: whatever takes their place next must not be taken for them.
     pub fn give_up(&self) -> GivenUp {
-        let expected = std::mem::take(&mut self.inner.lock().expected);
+        let mut inner = self.inner.lock();
+        let expected = std::mem::take(&mut inner.expected);
+        let places = expected.keys().filter_map(|&(index, start)| {
+            let generation = inner.zone(index)?.generation;
+            Some((index, start, generation))
+        });
         GivenUp {
-            places: expected.keys().copied().collect(),
+            places: places.collect(),
             waiting: expected.into_values().flatten().map(failed).collect(),
         }
     }
@@ -214,7 +295,7 @@ impl Table {
             waiting: mut released,
         } = given_up;
         let mut inner = self.inner.lock();
-        for (index, _) in places {
+        for (index, ..) in places {
             let Some(zone) = inner.zone(index).filter(|zone| zone.awaited) else {
                 continue;
             };
@@ -230,44 +311,55 @@ impl Table {
     /// it is spoiled if the write is refused.
     ///
     /// # Errors
-    /// [`ZoneError::Failed`]: it is not one that the zone can have granted and not counted, what lay
-    /// before it does not come, or it was given up. Those of [`Table::admit_write`].
+    /// [`Unfit`]: it is not one that the zone can have granted and not counted, what lay before it does not
+    /// come, or it was given up; or those of [`Table::admit_write`].
     pub fn admit_redo(
         &self,
         intent: Intent,
         ticket: Ticket,
         note: &impl Note,
-    ) -> Result<Redo<Grant>, ZoneError> {
+    ) -> Result<Redo<Grant>, Unfit> {
         let index = intent.zone;
         let Change::Write { start, count } = intent.change else {
-            return Err(ZoneError::InvalidCommand);
+            return Err(Unfit::Nowhere);
         };
         let mut inner = self.inner.lock();
-        let zone = inner.zone(index).ok_or(ZoneError::InvalidCommand)?;
+        let zone = inner.zone(index).ok_or(Unfit::Nowhere)?;
         let end = Blocks(start.0.saturating_add(count.0));
+        // Only one of this generation can be what is expected at its place.
+        let current = zone.generation == intent.generation;
         // A reset waits for what was granted before: that counted, and is gone.
         let reset = zone.generation > intent.generation;
-        let counts = reset || (zone.generation == intent.generation && end <= zone.written);
-        if counts && !note.is_spoiled() {
-            inner.forget_expected(index, start);
+        let counts = reset || (current && end <= zone.written);
+        let spoiled = note.is_spoiled();
+        if counts && !spoiled {
+            if current {
+                inner.forget_expected(index, start);
+            }
             return Ok(Redo::Counted);
         }
         let (reserved, barred, idle) = (zone.reserved, zone.is_barred(), zone.is_line_empty());
         let expected = &mut inner.expected;
         let comes = start > reserved && (!idle || expected.contains_key(&(index, reserved)));
-        let granted = match expected.get_mut(&(index, start)) {
+        let granted = match expected.get_mut(&(index, start)).filter(|_| current) {
             Some(waiting) if barred || comes => {
                 *waiting = Some(ticket);
                 return Ok(Redo::Again(Admission::Parked));
             }
-            Some(_) if start != reserved => Err(ZoneError::Failed),
-            Some(_) => self.grant(&mut inner, index, Some(start), count, ticket),
-            None => Err(ZoneError::Failed),
+            Some(_) if start != reserved => Err(Unfit::BehindGap),
+            Some(_) => {
+                let granted = self.grant(&mut inner, index, Some(start), count, ticket);
+                granted.map_err(Unfit::Refused)
+            }
+            None if spoiled => Err(Unfit::Spoiled),
+            None => Err(Unfit::Unexpected),
         };
         if granted.is_err() {
             note.spoil();
         }
-        inner.forget_expected(index, start);
+        if current {
+            inner.forget_expected(index, start);
+        }
         granted.map(|grant| Redo::Again(Admission::Granted(grant)))
     }
 

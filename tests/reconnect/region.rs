@@ -232,6 +232,17 @@ fn an_intent_is_followed_or_refused() {
     let mut f = Frontend::open_with(&rig.socket(), options());
     let data = f.queue().read_ok(2 * ZONE_SECTORS, 8192);
     assert!(data[..4096].iter().all(|b| *b == 1) && data[4096..].iter().all(|b| *b == 0xee));
+    let log = rig.log();
+    for why in [
+        "not to be trusted",
+        "not reset as often",
+        "no such blocks",
+        "did not come",
+        "another one was in flight",
+    ] {
+        let lines = log.lines().filter(|line| line.contains(why)).count();
+        assert!((1..=10).contains(&lines), "{why:?} {lines} times: {log}");
+    }
 }
 
 #[test]
@@ -469,11 +480,7 @@ fn waits_for_a_queue(rig: &Rig) -> Frontend {
         count: 1,
         checked: true,
     };
-    let to_queue = |at: u64| region.queue_offset(1) + at;
-    let noted = region.tail_offset() + TAIL_HEAD + INTENT * u64::from(QUEUE_SIZE);
-    region.write(noted, &noted_bytes(1, intent));
-    region.write(to_queue(state_of(0) + 8), &1_u64.to_le_bytes());
-    region.write(to_queue(state_of(0)), &[1]);
+    begun_on(region, 1, intent);
     submit(&mut f, &append(7, 3));
     go(&mut f).unwrap();
     f.queue().kick();
@@ -492,6 +499,61 @@ fn a_queue_that_comes_late_finds_its_place() {
     assert_eq!([first.status(), second.status()], [status::OK; 2]);
     let places = [first, second].map(|done| done.append_sector() - 7 * ZONE_SECTORS);
     assert_eq!(places, [8, 16]);
+}
+
+/// Notes what the first request of a queue was about to do, and that it is in flight.
+fn begun_on(region: &Inflight, queue: u16, intent: Intent) {
+    let to_queue = |at: u64| region.queue_offset(queue) + at;
+    let heads = u64::from(queue) * u64::from(QUEUE_SIZE);
+    let noted = region.tail_offset() + TAIL_HEAD + INTENT * heads;
+    region.write(noted, &noted_bytes(1, intent));
+    region.write(to_queue(state_of(0) + 8), &1_u64.to_le_bytes());
+    region.write(to_queue(state_of(0)), &[1]);
+}
+
+#[test]
+fn an_append_from_before_a_reset_leaves_the_zone_to_the_one_that_began_since() {
+    let rig = Rig::new(&DISK, &["--queues", "2"]);
+    let (block, generation) = learn(&rig, 7, 1);
+    let mut f = Frontend::open_with(&rig.socket(), options());
+    let reset = f.queue().simple(kind::ZONE_RESET, 7 * ZONE_SECTORS);
+    assert_eq!((reset, block), (status::OK, 0));
+    drop(f);
+    let mut f = waiting_with(&rig, 2);
+    let old = Intent {
+        zone: 7,
+        kind: WRITE,
+        generation,
+        start: 0,
+        count: 1,
+        checked: true,
+    };
+    let since = Intent {
+        generation: generation + 1,
+        ..old
+    };
+    for (fill, queue) in (1..).zip(&mut f.queues) {
+        queue.submit(&append(7, fill), &Layout::indirect()).unwrap();
+    }
+    let region = f.inflight.as_ref().unwrap();
+    begun_on(region, 0, old);
+    begun_on(region, 1, since);
+    submit(&mut f, &append(7, 3));
+    go(&mut f).unwrap();
+    f.queue().kick();
+    let first = f.queue().reap(PATIENCE).unwrap();
+    assert_eq!(first.status(), status::OK, "it counted, and was erased");
+    let waits = f.queue().reap(Duration::from_millis(100)).unwrap_err();
+    assert_eq!(waits, QueueError::TimedOut);
+    f.start_queue(1).unwrap();
+    let since = f.queues[1].reap(PATIENCE).unwrap();
+    let newcomer = f.queue().reap(PATIENCE).unwrap();
+    assert_eq!([since.status(), newcomer.status()], [status::OK; 2]);
+    let places = [since, newcomer].map(|done| done.append_sector() - 7 * ZONE_SECTORS);
+    assert_eq!(places, [0, 8]);
+    let data = f.queue().read_ok(7 * ZONE_SECTORS, 8192);
+    assert!(data[..4096].iter().all(|byte| *byte == 2));
+    assert!(data[4096..].iter().all(|byte| *byte == 3));
 }
 
 /// Longest that a daemon keeps a zone for a queue that does not come, and something on top.

@@ -469,3 +469,66 @@ fn what_another_wrote_before_the_front_end_came_is_not_taken_for_its_own() {
     let again = disk.start_again(0, &kept[1]);
     assert_eq!(disk.finish(&again), Outcome::Done(Status::IoError, 0));
 }
+
+/// An append that counted and was not answered, a reset of its zone since, and an append to the next life that has the
+/// same place and did not reach the medium.
+fn one_place_in_two_lives() -> (Disk, Kept, Kept) {
+    let mut disk = Disk::new();
+    let old = disk.keep(0, append(1), blocks(1, 1));
+    let memory = old.memory.clone();
+    assert_eq!(disk.finish(&memory), Outcome::Appended(Sector(APPENDED_1)));
+    assert_eq!(disk.zone(ZoneAction::Reset, 1), Status::Ok);
+    disk.medium.control().hold(&[Kind::Write]);
+    let new = disk.keep(1, append(1), blocks(2, 1));
+    let lives = [&old, &new].map(|kept| kept.intent().unwrap());
+    assert_eq!(lives[0].change, lives[1].change, "the same place");
+    assert!(lives[0].generation < lives[1].generation);
+    (disk, old, new)
+}
+
+#[test]
+fn an_append_from_before_a_reset_does_not_use_up_the_turn_of_the_one_at_its_place_since() {
+    let (disk, old, new) = one_place_in_two_lives();
+    let kept = [old, new];
+    let mut disk = reopened(disk, &kept);
+    let newcomer = disk.start(0, append(1), blocks(3, 1));
+    let old = disk.start_again(0, &kept[0]);
+    assert_eq!(disk.finish(&old), Outcome::Appended(Sector(APPENDED_1)));
+    assert_eq!(disk.outcome(&newcomer), None, "the other comes first");
+    let new = disk.start_again(1, &kept[1]);
+    let ends = [new, newcomer].map(|memory| disk.finish(&memory));
+    let second = Sector(APPENDED_1 + BLOCK / 512);
+    let places = [Sector(APPENDED_1), second].map(Outcome::Appended);
+    assert_eq!(ends, places);
+    assert_eq!(
+        disk.read_zone(1)[..8192],
+        [blocks(2, 1), blocks(3, 1)].concat()
+    );
+}
+
+#[test]
+fn one_from_before_a_reset_that_is_not_to_be_trusted_does_not_get_the_place_of_the_one_since() {
+    let (disk, old, new) = one_place_in_two_lives();
+    let kept = [old, new];
+    let mut disk = reopened(disk, &kept);
+    kept[0].memory.disown();
+    let old = disk.start_again(0, &kept[0]);
+    assert_eq!(disk.finish(&old), Outcome::Done(Status::IoError, 0));
+    let new = disk.start_again(1, &kept[1]);
+    assert_eq!(disk.finish(&new), Outcome::Appended(Sector(APPENDED_1)));
+    assert_eq!(disk.read_zone(1)[..4096], blocks(2, 1));
+}
+
+#[test]
+fn one_from_before_a_reset_is_answered_although_the_one_at_its_place_since_is_given_up() {
+    let (disk, old, new) = one_place_in_two_lives();
+    let kept = [old, new];
+    let mut disk = reopened(disk, &kept);
+    disk.volume().give_up();
+    let ends = kept.each_ref().map(|kept| {
+        let again = disk.start_again(0, kept);
+        disk.finish(&again)
+    });
+    let failed = Outcome::Done(Status::IoError, 0);
+    assert_eq!(ends, [Outcome::Appended(Sector(APPENDED_1)), failed]);
+}

@@ -90,6 +90,7 @@ const INTENT_FIELDS: usize = 5;
 const KIND_WRITE: u64 = 1;
 const KIND_RESET: u64 = 2;
 const KIND_FINISH: u64 = 3;
+const KIND_RESET_ALL: u64 = 4;
 
 /// Why a region cannot be used.
 #[derive(Debug, Error)]
@@ -542,6 +543,7 @@ fn encode(intent: Intent) -> [u64; INTENT_FIELDS] {
         Change::Write { start, count } => (KIND_WRITE, start.0, count.0),
         Change::Reset => (KIND_RESET, 0, 0),
         Change::Finish => (KIND_FINISH, 0, 0),
+        Change::ResetAll => (KIND_RESET_ALL, 0, 0),
     };
     let zone = u64::from(intent.zone.0);
     [zone, kind, intent.generation.0, start, count]
@@ -556,6 +558,7 @@ fn decode(fields: &[u64; INTENT_FIELDS]) -> Option<Intent> {
         },
         KIND_RESET => Change::Reset,
         KIND_FINISH => Change::Finish,
+        KIND_RESET_ALL => Change::ResetAll,
         _ => return None,
     };
     Some(Intent {

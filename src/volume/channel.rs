@@ -710,6 +710,10 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                         self.volume.table.end_reset(zone, false);
                         self.publish(zone);
                     }
+                    for zone in reset.kept {
+                        self.volume.table.end_reset(zone, true);
+                        self.publish(zone);
+                    }
                 }
                 _ => {}
             }

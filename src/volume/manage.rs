@@ -57,7 +57,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         match self.volume.table.begin_reset(zone, ticket) {
             Ok(Admission::Granted(true)) => {
                 self.intend_change(id, zone, Change::Reset);
-                self.begin_reset(id, vec![zone]);
+                self.begin_reset(id, vec![zone], Vec::new());
             }
             Ok(Admission::Granted(false)) => self.finish(id, Status::Ok),
             other => self.not_granted(id, &other),
@@ -70,9 +70,9 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 None => self.finish(id, Status::Ok),
                 Some(&last) => {
                     // The records are written in this order, and nobody writes to any of the zones
-                    // before all are reset.
-                    self.intend_change(id, last, Change::Reset);
-                    self.begin_reset(id, zones);
+                    // before all are reset; nor if a daemon after this one has to go on with it.
+                    self.intend_change(id, last, Change::ResetAll);
+                    self.begin_reset(id, zones, Vec::new());
                 }
             },
             Admission::Parked => self.set_stage(id, Stage::Parked),
@@ -101,7 +101,8 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     }
 
     /// First step: new salts, in memory and in one copy of each record; the keys are evicted.
-    fn begin_reset(&mut self, id: u32, zones: Vec<ZoneIndex>) {
+    /// Nobody writes to `kept` before the end.
+    pub(super) fn begin_reset(&mut self, id: u32, zones: Vec<ZoneIndex>, kept: Vec<ZoneIndex>) {
         let mut ok = true;
         for &zone in &zones {
             match super::random_salt() {
@@ -120,14 +121,19 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             }
             mutant::pass(Point::ResetRecorded);
         }
+        let nothing = zones.is_empty();
         let reset = Reset {
             zones,
+            kept,
             step: ResetStep::First,
             begun: 0,
             flying: 0,
         };
         self.set_stage(id, Stage::Reset(reset));
-        if ok && Mutant::ResetWithoutSync.is_on() {
+        if nothing {
+            // Somebody made up what is to be done again.
+            self.end_reset(id, true);
+        } else if ok && Mutant::ResetWithoutSync.is_on() {
             self.continue_reset(id, true);
         } else if ok {
             self.join_sync(id);
@@ -203,11 +209,13 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     }
 
     fn end_reset(&mut self, id: u32, ok: bool) {
-        let zones = self
-            .reset(id)
-            .map(|reset| std::mem::take(&mut reset.zones))
-            .unwrap_or_default();
-        for zone in zones {
+        let lists = self.reset(id).map(|reset| {
+            let kept = std::mem::take(&mut reset.kept);
+            (std::mem::take(&mut reset.zones), kept)
+        });
+        let (zones, kept) = lists.unwrap_or_default();
+        let kept = kept.into_iter().map(|zone| (zone, true));
+        for (zone, ok) in zones.into_iter().map(|zone| (zone, ok)).chain(kept) {
             self.volume.table.end_reset(zone, ok);
             self.touch(zone);
         }

@@ -102,6 +102,8 @@ pub(super) enum ResetStep {
 #[derive(Debug)]
 pub(super) struct Reset {
     pub(super) zones: Vec<ZoneIndex>,
+    /// Others that nobody writes to until it ends.
+    pub(super) kept: Vec<ZoneIndex>,
     pub(super) step: ResetStep,
     /// Zones whose deallocation was begun.
     pub(super) begun: usize,

@@ -14,7 +14,9 @@ use crate::limit::LogLimit;
 use crate::mutant::{self, Mutant, Point};
 use crate::request::{Command, Outcome, Status, ZoneAction, blocks_of};
 use crate::store::Medium;
-use crate::zone::{Change, Epoch, Intent, Note, Redo, Ticket, Unfit, ZoneError, ZoneState};
+use crate::zone::{
+    Admission, AllZones, Change, Epoch, Intent, Note, Redo, Ticket, Unfit, ZoneError, ZoneState,
+};
 
 use super::Volume;
 use super::channel::Channel;
@@ -71,9 +73,6 @@ impl<M: Medium> Volume<M> {
             return;
         }
         keeper.spoil(&mut |intent| {
-            if !matches!(intent.change, Change::Write { .. }) {
-                return false;
-            }
             let unfit = self.table.expect(*intent, epoch).err();
             if let Some(why) = unfit {
                 say_unfit(intent, why);
@@ -182,8 +181,8 @@ impl<M: Medium, P: Payload> Channel<M, P> {
                 }
                 done
             }
-            (Command::ResetAll, Some(intent)) if self.volume.table.is_done(intent) => {
-                self.finish(id, Status::Ok);
+            (Command::ResetAll, Some(intent)) => {
+                self.reset_all_again(id, intent, ticket);
                 true
             }
             (Command::Write(_) | Command::Append(..), Some(intent)) => {
@@ -201,15 +200,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         ticket: Ticket,
     ) -> bool {
         let Some((len, outcome)) = self.outcome_of(command, intent) else {
-            // The request is not the one that was begun.
-            if let Some(more) = STRANGERS.allow() {
-                warn!(
-                    "queue {}: a request is answered with an error, for another one was in flight in its \
-                     place: {command:?}, {intent:?} ({more} more like it)",
-                    self.queue
-                );
-            }
-            self.finish(id, Status::IoError);
+            self.refuse_stranger(id, command, intent);
             return true;
         };
         let Some(op) = self.ops.get(id as usize).and_then(Option::as_ref) else {
@@ -231,6 +222,41 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             }
         }
         true
+    }
+
+    /// The request is not the one that was begun.
+    fn refuse_stranger(&mut self, id: u32, command: Command, intent: Intent) {
+        if let Some(more) = STRANGERS.allow() {
+            warn!(
+                "queue {}: a request is answered with an error, for another one was in flight in its \
+                 place: {command:?}, {intent:?} ({more} more like it)",
+                self.queue
+            );
+        }
+        self.finish(id, Status::IoError);
+    }
+
+    fn reset_all_again(&mut self, id: u32, intent: Intent, ticket: Ticket) {
+        if intent.change != Change::ResetAll {
+            return self.refuse_stranger(id, Command::ResetAll, intent);
+        }
+        let Some(op) = self.ops.get(id as usize).and_then(Option::as_ref) else {
+            return;
+        };
+        let note = NoteOf(&op.payload);
+        let table = &self.volume.table;
+        match table.begin_reset_all_again(intent, ticket, &note) {
+            // Opening the disk has made it durable.
+            Ok(Redo::Counted) => self.finish(id, Status::Ok),
+            Ok(Redo::Again(Admission::Parked)) => self.set_stage(id, Stage::Parked),
+            Ok(Redo::Again(Admission::Granted(AllZones { zones, kept }))) => {
+                self.begin_reset(id, zones, kept);
+            }
+            Err(why) => {
+                say_unfit(&intent, why);
+                self.finish(id, ZoneError::from(why).into());
+            }
+        }
     }
 
     /// Bytes of a write that was begun as `intent` says, and what it is answered; `None` if the two do
@@ -270,7 +296,7 @@ fn say_unfit(intent: &Intent, why: Unfit) {
             change,
         } = intent;
         warn!(
-            "{zone}: a write that was in flight is answered with an error: {why} (generation {}, {change:?}; \
+            "{zone}: a request that was in flight is answered with an error: {why} (generation {}, {change:?}; \
              {more} more like it)",
             generation.0
         );

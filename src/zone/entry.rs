@@ -39,7 +39,7 @@ pub(super) struct Zone {
     pub(super) listed: bool,
     /// A reset is under way.
     pub(super) exclusive: bool,
-    /// Writes that a daemon before this one had begun come first.
+    /// Writes that a daemon before this one had begun come first, or its RESET_ALL.
     pub(super) awaited: bool,
     /// Writes failed that used up so many counters, and the record that says so is not durable yet.
     pub(super) fence: Option<u32>,
@@ -113,6 +113,14 @@ impl Zone {
     /// Nobody may begin anything new.
     pub(super) fn is_held(&self) -> bool {
         self.is_barred() || self.awaited
+    }
+
+    /// It holds something, or is open, or something of a reset or a failed write is left in it.
+    pub(super) fn has_something_to_reset(&self) -> bool {
+        match self.state {
+            ZoneState::Empty => self.leftovers,
+            state => state.is_active() || state == ZoneState::Full,
+        }
     }
 
     /// The zone is held, or someone waits for it: who comes now waits behind, or a stream of

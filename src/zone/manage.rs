@@ -3,7 +3,6 @@
 use crate::geometry::{Blocks, Generation, ZoneIndex};
 
 use super::answer::{Admission, Finished};
-use super::entry::Zone;
 use super::line::Ticket;
 use super::table::Table;
 use super::{Skipped, ZoneError, ZoneSalt, ZoneState};
@@ -120,17 +119,13 @@ impl Table {
     /// [`Table::begin_reset`]. Parked behind the first busy one.
     pub fn begin_reset_all(&self, ticket: Ticket) -> Admission<Vec<ZoneIndex>> {
         let mut inner = self.inner.lock();
-        let resettable = |zone: &Zone| match zone.state {
-            ZoneState::Empty => zone.leftovers,
-            state => state.is_active() || state == ZoneState::Full,
-        };
         if let Some(busy) = inner.zones.iter_mut().find(|zone| !zone.is_at_rest()) {
             busy.line().park(ticket);
             return Admission::Parked;
         }
         let mut zones = Vec::new();
         for (index, zone) in self.geometry.all_zones().zip(&mut inner.zones) {
-            if resettable(zone) {
+            if zone.has_something_to_reset() {
                 zone.exclusive = true;
                 zones.push(index);
             }

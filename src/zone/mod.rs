@@ -23,6 +23,7 @@ mod record;
 mod recover;
 mod redo;
 mod report;
+mod reset_all;
 mod resources;
 mod state;
 mod table;
@@ -36,6 +37,7 @@ pub use record::{Loaded, RecordCopy, RecordWrite};
 pub use recover::{Opening, provable};
 pub use redo::{Change, GivenUp, Intent, Note, Redo, Unfit};
 pub use report::ZoneInfo;
+pub use reset_all::AllZones;
 pub use state::{Epoch, Skipped, ZoneRecord, ZoneSalt, ZoneState};
 pub use table::Table;
 

@@ -66,8 +66,10 @@ pub enum Change {
         /// Blocks granted, above 0.
         count: Blocks,
     },
-    /// The zone is reset; if all are, this is the last of them.
+    /// The zone is reset.
     Reset,
+    /// All zones are reset, this as the last of them: its record stands for all.
+    ResetAll,
     /// The zone is finished.
     Finish,
 }
@@ -147,23 +149,27 @@ pub trait Note {
     fn spoil(&self);
 }
 
-/// Writes that were announced and did not come.
+/// What was announced and did not come.
 #[derive(Debug)]
 #[must_use]
 pub struct GivenUp {
     /// Where each was to be, in order, and in which generation.
     places: Vec<(ZoneIndex, Blocks, Generation)>,
+    reset_all: Option<Intent>,
     waiting: Vec<Released>,
 }
 
 impl GivenUp {
     /// Whether `intent` is that of one of them.
     pub fn has(&self, intent: &Intent) -> bool {
-        let Change::Write { start, .. } = intent.change else {
-            return false;
-        };
-        let place = (intent.zone, start, intent.generation);
-        self.places.binary_search(&place).is_ok()
+        match intent.change {
+            Change::Write { start, .. } => {
+                let place = (intent.zone, start, intent.generation);
+                self.places.binary_search(&place).is_ok()
+            }
+            Change::ResetAll => self.reset_all == Some(*intent),
+            Change::Reset | Change::Finish => false,
+        }
     }
 }
 
@@ -193,7 +199,7 @@ impl Inner {
     /// The write at `start` has begun, or never will.
     fn forget_expected(&mut self, zone: ZoneIndex, start: Blocks) {
         self.expected.remove(&(zone, start));
-        let more = self.expected.range(all_of(zone)).next().is_some();
+        let more = self.expected.range(all_of(zone)).next().is_some() || self.reset_all.is_some();
         if let Some(zone) = self.zone(zone) {
             zone.awaited = more;
         }
@@ -201,6 +207,7 @@ impl Inner {
 
     /// Releases who waits for its turn in `zone` if that has come, or never will.
     pub(super) fn release_expected(&mut self, zone: ZoneIndex, released: &mut Vec<Released>) {
+        self.release_reset_all(released);
         let Some(state) = self.zones.get(zone.as_usize()) else {
             return;
         };
@@ -222,12 +229,15 @@ impl Inner {
         for waiting in self.expected.values_mut() {
             *waiting = waiting.filter(|ticket| ticket.life != life);
         }
+        if let Some(awaited) = &mut self.reset_all {
+            awaited.waiting = awaited.waiting.filter(|ticket| ticket.life != life);
+        }
     }
 }
 
 impl Table {
-    /// Whether anything is known of a write that was granted and not answered, as `intent` says. If its zone
-    /// does not count it, it is announced with that ([`Table::admit_redo`]): the zone takes nothing else
+    /// Whether anything is known of an operation that was begun and not answered, as `intent` says. If that is a
+    /// write that its zone does not count, it is announced with that ([`Table::admit_redo`]): the zone takes nothing else
     /// before it has come or is [given up](Table::give_up). The intent comes from a front-end and may be
     /// anything; `epoch`: under which the region that holds it was last in use.
     ///
@@ -239,8 +249,11 @@ impl Table {
     pub fn expect(&self, intent: Intent, epoch: Epoch) -> Result<(), Unfit> {
         let mut inner = self.inner.lock();
         let now = inner.epoch;
-        let Change::Write { start, count } = intent.change else {
-            return Err(Unfit::Nowhere);
+        let (start, count) = match intent.change {
+            Change::Write { start, count } => (start, count),
+            Change::ResetAll => return self.expect_reset_all(&mut inner, intent, epoch),
+            // They take nothing that was written since: the zone tells whether they are done.
+            Change::Reset | Change::Finish => return Ok(()),
         };
         let index = intent.zone;
         let zone = inner.zone(index).ok_or(Unfit::Nowhere)?;
@@ -269,7 +282,8 @@ impl Table {
 
     /// Whether some that were announced have not come.
     pub fn expects(&self) -> bool {
-        !self.inner.lock().expected.is_empty()
+        let inner = self.inner.lock();
+        !inner.expected.is_empty() || inner.reset_all.is_some()
     }
 
     /// Gives up those that were announced and have not had their turn: they fail from now on. Their zones
@@ -282,9 +296,14 @@ impl Table {
             let generation = inner.zone(index)?.generation;
             Some((index, start, generation))
         });
+        let places = places.collect();
+        let reset_all = inner.reset_all.take();
+        let waiting = reset_all.as_ref().and_then(|awaited| awaited.waiting);
+        let waiting = expected.into_values().flatten().chain(waiting);
         GivenUp {
-            places: places.collect(),
-            waiting: expected.into_values().flatten().map(failed).collect(),
+            places,
+            reset_all: reset_all.map(|awaited| awaited.intent),
+            waiting: waiting.map(failed).collect(),
         }
     }
 
@@ -292,10 +311,15 @@ impl Table {
     pub fn release(&self, given_up: GivenUp) -> Vec<Released> {
         let GivenUp {
             places,
+            reset_all,
             waiting: mut released,
         } = given_up;
         let mut inner = self.inner.lock();
-        for (index, ..) in places {
+        let zones: Vec<ZoneIndex> = match reset_all {
+            Some(_) => self.geometry.all_zones().collect(),
+            None => places.into_iter().map(|(index, ..)| index).collect(),
+        };
+        for index in zones {
             let Some(zone) = inner.zone(index).filter(|zone| zone.awaited) else {
                 continue;
             };

@@ -11,6 +11,7 @@ use super::line::{Released, Ticket};
 use super::record::{Loaded, RecordWrite};
 use super::recover::{Opening, switched_off};
 use super::redo::{Expected, lose};
+use super::reset_all::Awaited;
 use super::resources::Resources;
 use super::view::Views;
 use super::{Epoch, Skipped, ZoneError, ZoneInfo, ZoneRecord, ZoneSalt, ZoneState};
@@ -25,6 +26,8 @@ pub(super) struct Inner {
     pub(super) epoch: Epoch,
     /// Writes of a daemon that died, by place.
     pub(super) expected: Expected,
+    /// A RESET_ALL of it.
+    pub(super) reset_all: Option<Awaited>,
 }
 
 impl Inner {
@@ -178,6 +181,7 @@ impl Table {
             clock: 0,
             epoch,
             expected: Expected::new(),
+            reset_all: None,
         };
         let mut records = records.into_iter();
         for index in geometry.all_zones() {
@@ -399,7 +403,7 @@ impl Table {
                 settled.fence = zone.fence.is_some();
                 settled.fell_back = Some((zone.generation, zone.reserved));
                 lose(&mut inner.expected, index, released);
-                zone.awaited = false;
+                zone.awaited = inner.reset_all.is_some();
             }
             if line.is_empty() && !zone.is_held() {
                 line.unpark(index, released);

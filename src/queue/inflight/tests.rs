@@ -124,7 +124,12 @@ fn every_kind_of_intent_is_read_as_it_was_written() {
     let region = region();
     let mut queue = queue(&region, 0);
     queue.take(0);
-    for change in [intent(5).change, Change::Reset, Change::Finish] {
+    for change in [
+        intent(5).change,
+        Change::Reset,
+        Change::Finish,
+        Change::ResetAll,
+    ] {
         let wanted = Intent {
             change,
             ..intent(0)

@@ -256,14 +256,14 @@ fn so_with_a_reset_of_all_zones_and_the_writes_before_it_are_answered_too() {
 }
 
 /// Of a reset that was noted and not begun, `command` is done by the next daemon.
-fn check_reset_only_begun(command: Command) {
+fn check_reset_only_begun(command: Command, change: Change) {
     let mut disk = Disk::new();
     disk.append(1, &blocks(1, 3));
     let memory = Memory::new(99, Vec::new());
     memory.intend(Intent {
         zone: ZoneIndex(1),
         generation: disk.record(1).generation,
-        change: Change::Reset,
+        change,
     });
     let kept = Kept { command, memory };
     let mut disk = reopened(disk, std::slice::from_ref(&kept));
@@ -274,12 +274,13 @@ fn check_reset_only_begun(command: Command) {
 
 #[test]
 fn a_reset_of_all_zones_that_was_only_begun_is_done() {
-    check_reset_only_begun(Command::ResetAll);
+    check_reset_only_begun(Command::ResetAll, Change::ResetAll);
 }
 
 #[test]
 fn a_reset_that_was_only_begun_is_done() {
-    check_reset_only_begun(Command::Zone(ZoneAction::Reset, ZoneIndex(1)));
+    let reset = Command::Zone(ZoneAction::Reset, ZoneIndex(1));
+    check_reset_only_begun(reset, Change::Reset);
 }
 
 #[test]
@@ -531,4 +532,109 @@ fn one_from_before_a_reset_is_answered_although_the_one_at_its_place_since_is_gi
     });
     let failed = Outcome::Done(Status::IoError, 0);
     assert_eq!(ends, [Outcome::Appended(Sector(APPENDED_1)), failed]);
+}
+
+/// Zones 1 and 3 hold something, and of a RESET_ALL the first part was done before the kill.
+fn reset_all_cut_off() -> (Disk, Kept) {
+    let mut disk = Disk::new();
+    disk.append(1, &blocks(1, 3));
+    disk.append(3, &blocks(1, 3));
+    let memory = Memory::new(99, Vec::new());
+    memory.intend(Intent {
+        zone: ZoneIndex(3),
+        generation: disk.record(3).generation,
+        change: Change::ResetAll,
+    });
+    let command = Command::ResetAll;
+    assert_eq!(disk.zone(ZoneAction::Reset, 1), Status::Ok);
+    (disk, Kept { command, memory })
+}
+
+#[test]
+fn a_reset_of_all_zones_that_is_done_once_more_takes_nothing_that_was_acknowledged_since_the_first_time()
+ {
+    let (disk, kept) = reset_all_cut_off();
+    let mut disk = reopened(disk, std::slice::from_ref(&kept));
+    let newcomers = [1, 2, 3].map(|zone| disk.start(0, append(zone), blocks(7, 1)));
+    let control = disk.medium.control();
+    control.hold(&[Kind::Sync]);
+    let again = disk.start_again(1, &kept);
+    for memory in &newcomers {
+        assert_eq!(disk.outcome(memory), None, "before all are reset");
+    }
+    control.hold(&[]);
+    for held in control.held() {
+        control.release(held.id);
+    }
+    assert_eq!(disk.finish(&again), Outcome::Done(Status::Ok, 0));
+    for (zone, memory) in (1..).zip(&newcomers) {
+        let sector = Sector(u64::from(zone) * APPENDED_1);
+        assert_eq!(disk.finish(memory), Outcome::Appended(sector));
+        let data = disk.read_zone(zone);
+        assert_eq!(data[..4096], blocks(7, 1));
+        assert!(data[4096..].iter().all(|&byte| byte == 0));
+    }
+    assert!(!disk.volume().expects());
+}
+
+#[test]
+fn a_reset_of_all_zones_waits_for_a_write_that_was_begun_before_it() {
+    let (mut disk, reset) = reset_all_cut_off();
+    disk.medium.control().hold(&[Kind::Write]);
+    let write = disk.keep(0, append(2), blocks(2, 1));
+    let kept = [reset, write];
+    let mut disk = reopened(disk, &kept);
+    let reset = disk.start_again(0, &kept[0]);
+    assert_eq!(disk.outcome(&reset), None);
+    let write = disk.start_again(1, &kept[1]);
+    let sector = Sector(2 * APPENDED_1);
+    assert_eq!(disk.finish(&write), Outcome::Appended(sector));
+    assert_eq!(disk.finish(&reset), Outcome::Done(Status::Ok, 0));
+    for zone in [1, 2, 3] {
+        assert_eq!(disk.state(zone), ZoneState::Empty);
+    }
+}
+
+#[test]
+fn a_reset_of_all_zones_that_was_given_up_is_not_done_later() {
+    let (disk, kept) = reset_all_cut_off();
+    let mut disk = reopened(disk, std::slice::from_ref(&kept));
+    let newcomer = disk.start(0, append(1), blocks(7, 1));
+    assert_eq!(disk.outcome(&newcomer), None);
+    disk.volume().give_up();
+    let end = disk.finish(&newcomer);
+    assert_eq!(end, Outcome::Appended(Sector(APPENDED_1)));
+    let again = disk.start_again(1, &kept);
+    assert_eq!(disk.finish(&again), Outcome::Done(Status::IoError, 0));
+    assert_eq!(disk.read_zone(1)[..4096], blocks(7, 1));
+    assert!(kept.memory.noted.lock().spoiled && !disk.volume().expects());
+}
+
+#[test]
+fn nor_one_that_comes_after_what_others_wrote() {
+    let (disk, kept) = reset_all_cut_off();
+    let epoch = disk.volume().identity().epoch;
+    let mut disk = Disk::open(disk.killed());
+    disk.append(1, &blocks(7, 1));
+    disk.take_back([&kept], epoch);
+    let again = disk.start_again(1, &kept);
+    assert_eq!(disk.finish(&again), Outcome::Done(Status::IoError, 0));
+    assert_eq!(disk.read_zone(1)[..4096], blocks(7, 1));
+}
+
+#[test]
+fn a_reset_of_all_zones_that_somebody_made_up_ends() {
+    let disk = Disk::new();
+    let memory = Memory::new(99, Vec::new());
+    memory.intend(Intent {
+        zone: ZoneIndex(3),
+        generation: disk.record(3).generation,
+        change: Change::ResetAll,
+    });
+    let command = Command::ResetAll;
+    let kept = Kept { command, memory };
+    let mut disk = reopened(disk, std::slice::from_ref(&kept));
+    let again = disk.start_again(1, &kept);
+    assert_eq!(disk.finish(&again), Outcome::Done(Status::Ok, 0));
+    assert_eq!(disk.append(1, &blocks(1, 1)), Sector(APPENDED_1));
 }

@@ -288,6 +288,7 @@ pub(crate) mod zone {
         Write { start: Blocks, count: Blocks },
         Reset,
         Finish,
+        ResetAll,
     }
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 //! standard output, everything else to standard error; a failure is one line and an exit code.
 
 mod check;
+mod closing;
 mod confine;
 mod cpu;
 mod create;

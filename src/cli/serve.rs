@@ -29,11 +29,12 @@ use crate::sandbox::{Sandbox, Thread};
 use crate::store::{Access, Cache, FileMedium};
 use crate::volume::{DEFAULT_TAG_CACHE, Options, Volume};
 
+use super::closing::Closing;
 use super::confine::{SandboxArgs, hook, start_thread};
 use super::cpu::CpuArgs;
 use super::create::describe;
 use super::credential::KeyArgs;
-use super::error::CliError;
+use super::error::{CliError, Exit};
 use super::size::parse_size;
 use super::stats::Printer;
 
@@ -51,6 +52,12 @@ const MAX_POLL_US: i64 = 10_000;
 const DEFAULT_STATS_SECONDS: &str = "10";
 /// Most of them: a day.
 const MAX_STATS_SECONDS: i64 = 24 * 60 * 60;
+
+/// Seconds for which the disk may be being closed unless told otherwise: shorter than the 90 after which systemd
+/// kills.
+const DEFAULT_CLOSE_SECONDS: u32 = 75;
+/// Most of them: a day.
+const MAX_CLOSE_SECONDS: i64 = 24 * 60 * 60;
 
 /// How data gets to the host's disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -145,6 +152,10 @@ pub(super) struct ServeArgs {
     /// unless told otherwise) and at the end
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = DEFAULT_STATS_SECONDS, value_parser = clap::value_parser!(u32).range(1..=MAX_STATS_SECONDS))]
     stats: Option<u32>,
+    /// Seconds that it may take at the end to make everything durable. After that the daemon ends as if it were killed:
+    /// what the page cache has is not lost, unless the host's power is cut
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_CLOSE_SECONDS, value_parser = clap::value_parser!(u32).range(1..=MAX_CLOSE_SECONDS))]
+    close_timeout: u32,
     #[command(flatten)]
     expect: ExpectArgs,
     #[command(flatten)]
@@ -321,12 +332,17 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     let volume = Volume::open(medium, unlocked, options).map_err(CliError::volume(&args.image))?;
     let volume = Arc::new(volume);
     announce(args, &volume, direct, server.path());
-    let served = serve(args, &volume, &mut server, &stop, signals);
+    let closing = Arc::new(Closing::default());
+    let ends = Ends {
+        stop,
+        closing: Arc::clone(&closing),
+    };
+    let served = serve(args, &volume, &mut server, ends, signals);
     let (printer, ended) = match served {
         Ok(Served { printer, ended }) => (printer, ended.map_err(CliError::from)),
         Err(e) => (None, Err(e)),
     };
-    let closed = close(args, &volume, ended.as_ref().copied().ok());
+    let closed = closing.run(|| close(args, &volume, ended.as_ref().copied().ok()));
     if let Some(printer) = printer {
         printer.finish();
     }
@@ -385,12 +401,18 @@ struct Served {
     ended: Result<Ending, ServeError>,
 }
 
-/// Goes into the sandbox, thread by thread, and serves until `stop` is requested.
+/// What asks for the end, and what tells how far it has come.
+struct Ends {
+    stop: Arc<Stop>,
+    closing: Arc<Closing>,
+}
+
+/// Goes into the sandbox, thread by thread, and serves until the end is requested.
 fn serve(
     args: &ServeArgs,
     volume: &Arc<Volume<FileMedium>>,
     server: &mut Server,
-    stop: &Arc<Stop>,
+    ends: Ends,
     signals: Signals,
 ) -> Result<Served, CliError> {
     // A thread that is gone would leave its guest waiting for ever; a daemon that is gone is started anew and
@@ -401,7 +423,8 @@ fn serve(
         process::abort();
     }));
     let sandbox = args.sandbox.confine(args.listen.socket.as_deref())?;
-    stop_on_signals(signals, stop, &sandbox)?;
+    let stop = Arc::clone(&ends.stop);
+    stop_on_signals(signals, ends, &sandbox, (args, volume))?;
     let (stats, printer) = start_stats(args, &sandbox)?;
     let device = DeviceOptions {
         poll: Duration::from_micros(args.poll_us.into()),
@@ -414,7 +437,7 @@ fn serve(
         stats,
         thread_started: hook(&sandbox, volume),
     };
-    let ended = server.run(volume, &device, stop);
+    let ended = server.run(volume, &device, &stop);
     Ok(Served { printer, ended })
 }
 
@@ -434,15 +457,28 @@ fn start_stats(
     Ok((stats, Some(printer)))
 }
 
+/// Who was told to end sees to it that it comes to that.
 fn stop_on_signals(
     mut signals: Signals,
-    stop: &Arc<Stop>,
+    ends: Ends,
     sandbox: &Arc<Sandbox>,
+    (args, volume): (&ServeArgs, &Arc<Volume<FileMedium>>),
 ) -> Result<(), CliError> {
-    let stop = Arc::clone(stop);
+    let (path, volume) = (args.image.clone(), Arc::clone(volume));
+    let seconds = args.close_timeout;
     start_thread("signals", sandbox, Thread::Signals, move || {
         for _ in &mut signals {
-            stop.request();
+            ends.stop.request();
+            let patience = Duration::from_secs(seconds.into());
+            ends.closing.watch(patience, || {
+                error!(
+                    "{}: the host's disk does not answer: not closed within {seconds} seconds, for {}; ended \
+                     as if killed",
+                    path.display(),
+                    volume.closing()
+                );
+                process::exit(i32::from(Exit::Failure as u8));
+            });
         }
     })
 }

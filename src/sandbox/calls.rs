@@ -267,6 +267,7 @@ const MAIN: &[Call] = calls! {
 };
 
 const SIGNALS: &[Call] = calls! {
+    exit_group: "the end, if the disk cannot be closed",
     recvfrom: "take it from the handler",
     rt_sigreturn: "return from the handler",
     sendto: "the handler says so",

@@ -239,6 +239,7 @@ pub struct Volume<M: Medium> {
     sync_gate: Mutex<SyncGate>,
     /// Who keeps intents of operations in flight.
     keepers: Mutex<Keepers>,
+    closing: session::Progress,
     /// Channels there were so far.
     lives: AtomicU32,
     /// Under which epoch the disk was written to before, and whether that ended by a kill.
@@ -335,6 +336,7 @@ impl<M: Medium> Volume<M> {
             sync_failed: AtomicBool::new(false),
             sync_gate: Mutex::new(SyncGate::default()),
             keepers: Mutex::default(),
+            closing: session::Progress::default(),
             lives: AtomicU32::new(0),
             past,
             tagged,

@@ -13,7 +13,7 @@
 
 use std::fs;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
@@ -37,6 +37,28 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often records are written when a disk is closed: once each for a state, what is durable, and
 /// what became so on the way; nothing else changes then.
 const CLOSING_ROUNDS: u32 = 3;
+
+/// The steps of closing a disk, in words for whoever waits.
+const STEPS: [&str; 4] = [
+    "what was written is being synced",
+    "the zone records are being written",
+    "their other copies are being written",
+    "the header is being written",
+];
+
+/// Which of the steps is under way.
+#[derive(Debug, Default)]
+pub(super) struct Progress(AtomicU8);
+
+impl Progress {
+    fn next(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn begin(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
 
 /// How the disk was left, as far as its header and the boot of the host tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -338,6 +360,12 @@ impl<M: Medium> Volume<M> {
         self.write_touched_records()
     }
 
+    /// What closing the disk is at, while another thread does it.
+    pub fn closing(&self) -> &'static str {
+        let step = self.closing.0.load(Ordering::Relaxed);
+        STEPS.get(usize::from(step)).copied().unwrap_or_default()
+    }
+
     /// Closes the disk in order: everything durable, no zone open, marked clean. No channel may
     /// have anything in flight.
     ///
@@ -363,10 +391,12 @@ impl<M: Medium> Volume<M> {
         if self.has_failed_sync() {
             return Err(VolumeError::SyncFailed);
         }
+        self.closing.begin();
         // First what was written becomes durable, then the records that call it so.
         let mark = self.table.begin_flush();
         self.sync_or_doubt()?;
         let _ = self.table.end_flush(mark);
+        self.closing.next();
         // What becomes durable with the records is said by the next ones.
         for _ in 0..CLOSING_ROUNDS {
             self.write_touched_records()?;
@@ -374,7 +404,9 @@ impl<M: Medium> Volume<M> {
                 break;
             }
         }
+        self.closing.next();
         self.mirror_records()?;
+        self.closing.next();
         let root = self.record_key.root_of(&self.table.newest_records());
         // Twice, so that both copies say it: neither is worth putting back.
         self.set_header(OpenState::Clean, |header| header.records_root = root)?;

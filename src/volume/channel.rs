@@ -35,6 +35,12 @@ use super::{ChannelCounters, Volume};
 
 /// Operations of the store that a channel has in flight at most.
 pub(super) const STORE_DEPTH: u32 = 512;
+/// Reads that begin together. Where memory is far away the processor waits for the translation of an address
+/// of each, and for those of several at once not longer than for one; the first of them is answered later.
+const HELD: usize = 8;
+/// How much of a read is fetched ahead: the processor notices by itself how it goes on, and has room for
+/// only so many requests at a time.
+const FETCHED: usize = 1024;
 /// How long a dropped channel waits for the kernel to let go of its buffers.
 const DROP_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 60 });
 
@@ -65,9 +71,9 @@ pub struct Channel<M: Medium, P: Payload> {
     pub(super) slots: Vec<u8>,
     /// Memory for slots that were read past the cache.
     pub(super) fresh_slots: Vec<Vec<u8>>,
-    /// A read that begins as soon as another operation comes, or there is none: what it wants of a mapped
-    /// image is on its way meanwhile.
-    pub(super) held: Option<u32>,
+    /// Reads that begin together, as soon as there are enough of them, or something else comes, or nothing:
+    /// what they want of a mapped image is on its way meanwhile.
+    pub(super) held: Vec<u32>,
     /// Operations with pieces left to begin, first come first served.
     pub(super) backlog: VecDeque<u32>,
     /// Zones in which something ended since they were settled.
@@ -103,7 +109,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             owners: Vec::new(),
             slots: Vec::new(),
             fresh_slots: Vec::new(),
-            held: None,
+            held: Vec::with_capacity(HELD),
             backlog: VecDeque::with_capacity(usize::from(depth)),
             touched: Vec::new(),
             released: Vec::new(),
@@ -158,7 +164,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             }
         }
         self.intents.clear();
-        self.held = None;
+        self.held.clear();
     }
 
     /// Operations that ended as soon as they were started; [`Channel::poll`] hands them over.
@@ -187,40 +193,59 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         }
     }
 
-    /// Starts an operation; a read, once the next one comes, or [`Channel::poll`] is called. It ends in a later
-    /// [`Channel::poll`]. Without room for it
+    /// Starts an operation; reads perhaps later, several of them together, at the latest when
+    /// [`Channel::poll`] is called. It ends in a later [`Channel::poll`]. Without room for it
     /// ([`Channel::has_room`]) it fails.
     pub fn start(&mut self, command: Command, payload: P) {
         let Some(id) = self.enter(command, payload, false) else {
             return;
         };
-        let before = match command {
-            Command::Read(span) => {
-                self.prefetch(span);
-                self.held.replace(id)
+        match command {
+            Command::Read(_) => {
+                self.held.push(id);
+                if self.held.len() >= HELD {
+                    self.begin_held();
+                }
             }
-            _ => self.held.take(),
-        };
-        if let Some(before) = before {
-            self.begin(before);
-        }
-        if self.held != Some(id) {
-            self.begin(id);
+            _ => {
+                self.begin_held();
+                self.begin(id);
+            }
         }
     }
 
-    /// Begins the read that was held back.
+    /// Begins the reads that were held back.
     pub(super) fn begin_held(&mut self) {
-        if let Some(id) = self.held.take() {
+        if self.held.is_empty() {
+            return;
+        }
+        let mut held = std::mem::take(&mut self.held);
+        for &id in &held {
+            self.prefetch(id, 1);
+        }
+        let mut following = held.iter().skip(1);
+        for &id in &held {
+            if let Some(&next) = following.next() {
+                self.prefetch(next, FETCHED);
+            }
             self.begin(id);
         }
+        held.clear();
+        // Keeps the vector's memory.
+        self.held = held;
     }
 
-    fn prefetch(&self, span: Span) {
+    /// Asks the processor for the first of what a read wants, `len` bytes of data at most, if the image is
+    /// mapped.
+    fn prefetch(&self, id: u32, len: usize) {
+        let op = self.ops.get(id as usize).and_then(Option::as_ref);
+        let Some(&Command::Read(span)) = op.map(|op| &op.command) else {
+            return;
+        };
         let geometry = self.volume.geometry();
         if let Some(zone) = geometry.zone_of(span.sector) {
             let (first, _) = blocks_of(geometry, zone, span);
-            let len = usize::try_from(span.len).unwrap_or(usize::MAX);
+            let len = usize::try_from(span.len).map_or(len, |all| all.min(len));
             let layout = &self.volume.layout;
             self.store.prefetch(layout.block_offset(zone, first), len);
             if self.volume.tagged {

@@ -226,6 +226,13 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     /// belong to completes before they are written.
     pub(super) fn send_writes(&mut self) {
         self.write_slots();
+        if self.store.is_mapped() {
+            for stretch in self.stretches.iter() {
+                let layout = &self.volume.layout;
+                let offset = layout.block_offset(stretch.zone, stretch.first);
+                self.store.prefetch(offset, 1);
+            }
+        }
         while let Some(stretch) = self.stretches.pop() {
             self.send(stretch);
         }

@@ -90,6 +90,10 @@ impl Stretches {
         self.0.push(stretch);
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Stretch> {
+        self.0.iter()
+    }
+
     pub(super) fn pop(&mut self) -> Option<Stretch> {
         self.0.pop()
     }

@@ -47,6 +47,8 @@ pub enum Mutant {
     TrustBase,
     /// A write that failed is still said to be about to happen, where another may be by now.
     KeepFailedIntent,
+    /// A block of a mapped image is written in place without being written elsewhere first.
+    WriteInPlaceOnce,
 }
 
 impl Mutant {
@@ -63,12 +65,13 @@ impl Mutant {
     ];
 
     /// All that a daemon takes from `ZONEVAULT_MUTANT`, with their names there.
-    pub const NAMED: [(&str, Self); 5] = [
+    pub const NAMED: [(&str, Self); 6] = [
         ("forget-intent", Self::ForgetIntent),
         ("redo-counted", Self::RedoCounted),
         ("answer-twice", Self::AnswerTwice),
         ("trust-base", Self::TrustBase),
         ("keep-failed-intent", Self::KeepFailedIntent),
+        ("write-in-place-once", Self::WriteInPlaceOnce),
     ];
 
     /// Whether this is what the process does wrong.
@@ -121,11 +124,13 @@ pub enum Point {
     Cleared,
     /// A write has failed, its queue knows, and the guest does not.
     Failed,
+    /// A block is being written in place, and half of it is there.
+    HalfWritten,
 }
 
 impl Point {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Granted,
         Self::IntentWritten,
         Self::DataSubmitted,
@@ -136,6 +141,7 @@ impl Point {
         Self::Published,
         Self::Cleared,
         Self::Failed,
+        Self::HalfWritten,
     ];
 
     /// Its name in `ZONEVAULT_DIE_AT`.
@@ -151,6 +157,7 @@ impl Point {
             Self::Published => "published",
             Self::Cleared => "cleared",
             Self::Failed => "failed",
+            Self::HalfWritten => "half-written",
         }
     }
 }

@@ -57,7 +57,7 @@ mod tests {
         ("secret", &["arena", "geometry", "zone"]),
         ("zone", &["geometry", "mutant"]),
         ("crypt", &["arena"]),
-        ("store", &["guard"]),
+        ("store", &["guard", "mutant"]),
         ("sandbox", &[]),
         ("arena", &[]),
         ("limit", &[]),

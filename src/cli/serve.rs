@@ -315,6 +315,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     if args.discard == DiscardMode::Ignore {
         medium.keep_space();
     }
+    medium.write_in_place_by(unlocked.layout.double_area())?;
     medium.enable_data(args.cache.into(), unlocked.geometry().block_size().bytes())?;
     let direct = medium.is_direct();
     // Before there is a socket: who waits for that may ask for the end at once.

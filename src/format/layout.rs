@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use crate::geometry::{Blocks, Geometry, ZoneIndex};
+use crate::store::DoubleArea;
 use crate::zone::RecordCopy;
 
 use super::record::RECORD_LEN;
@@ -17,7 +18,10 @@ pub const HEADER_AREA_LEN: u64 = AREA_ALIGN;
 pub const PROTECTOR_SLOTS: u32 = 8;
 /// Bytes of each protector slot.
 pub const PROTECTOR_SLOT_LEN: u64 = AREA_ALIGN;
-/// Where the zone records begin. The bytes between the protectors and here are zero.
+/// Where blocks are written that are then written in place
+/// ([`DoubleArea`]); behind the protectors.
+const DOUBLE_START: u64 = 40960;
+/// Where the zone records begin.
 pub const RECORDS_START: u64 = 64 << 10;
 /// The first data extent begins at a multiple of this, so that guest-aligned I/O stays aligned to
 /// the erase and RAID units that hosts have.
@@ -71,7 +75,7 @@ pub struct TagSlotError(pub u32);
 /// | 0 | 4096 | header, copy A |
 /// | 4096 | 4096 | header, copy B |
 /// | 8192 | 8 x 4096 | protector slots 0 to 7 |
-/// | 40960 | 24576 | zero |
+/// | 40960 | 24576 | blocks being written in place (`store::double`); zero where none is |
 /// | 65536 | R | zone records, copy A: zone i at 128 i |
 /// | 65536 + R | R | zone records, copy B |
 /// | D | ... | zone after zone: data extent, tag extent |
@@ -135,6 +139,14 @@ impl Layout {
     pub fn image_len(&self) -> u64 {
         let last = ZoneIndex(self.geometry.zones().saturating_sub(1));
         self.data_offset(last) + self.extents_len(self.data_len(last))
+    }
+
+    /// Where blocks go first that are then written in place.
+    pub fn double_area(&self) -> DoubleArea {
+        DoubleArea {
+            offset: DOUBLE_START,
+            data_start: self.data_start,
+        }
     }
 
     /// Where `copy` of the header lies.

@@ -23,7 +23,8 @@ use std::time::Duration;
 
 use log::info;
 
-use super::mapped::Mapped;
+use super::double::{AREA_LEN, Slot, Slots};
+use super::mapped::{Mapped, settle};
 use super::sys;
 use super::uring::Ring;
 use super::{Completion, Op, Part, Store, Token};
@@ -37,6 +38,8 @@ pub(super) struct Data {
     metadata: Option<File>,
     /// The whole of a file in memory, unless the system does not want to map it.
     mapped: Option<Mapped>,
+    /// For blocks that are written in place through the mapping.
+    slots: Option<Slots>,
     /// What is deallocated keeps its space.
     keeps_space: bool,
     /// The descriptor with the owner's lock: held for as long as anybody may write.
@@ -60,6 +63,7 @@ impl Data {
             way,
             metadata,
             mapped: None,
+            slots: None,
             keeps_space: false,
             _owner: owner,
         }
@@ -75,6 +79,17 @@ impl Data {
 
     pub(super) fn is_mapped(&self) -> bool {
         self.mapped.is_some()
+    }
+
+    /// Blocks are written in place by way of the slots at `area` from now on, if the file is mapped. The area is
+    /// finished.
+    pub(super) fn write_twice(&mut self, area: u64) -> io::Result<()> {
+        if self.is_mapped() {
+            // Its pages are to exist.
+            self.write_at_once(area, &[0; AREA_LEN])?;
+            self.slots = Some(Slots::new(area));
+        }
+        Ok(())
     }
 
     pub(super) fn keep_space(&mut self) {
@@ -100,10 +115,21 @@ impl Data {
         Ok(())
     }
 
+    /// The same for what may be there already and be read by others: through the mapping if `slot` is given.
+    fn write_in_place(&self, slot: Option<Slot>, offset: u64, buf: &[u8]) -> io::Result<()> {
+        match (&self.mapped, slot) {
+            (Some(mapped), Some(slot)) if mapped.write_twice(slot, offset, buf) => Ok(()),
+            _ => self.write_at_once(offset, buf),
+        }
+    }
+
     /// The same, if it may be cut short by a kill.
     pub(super) fn write_loose_at_once(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
         match self.write_mapped(offset, buf) {
-            true => Ok(()),
+            true => {
+                settle();
+                Ok(())
+            }
             false => self.write_at_once(offset, buf),
         }
     }
@@ -145,6 +171,8 @@ pub struct FileStore {
     ring: Option<Ring>,
     /// What completed inside of `submit`.
     done: Vec<Completion>,
+    /// If the image is mapped, and not all of them are taken.
+    slot: Option<Slot>,
 }
 
 /// What a thread has for its next store.
@@ -195,8 +223,11 @@ fn new_ring(data: &Arc<Data>, depth: u32) -> io::Result<Option<Ring>> {
 }
 
 impl Drop for FileStore {
-    /// Gives the ring back to the thread, if that keeps it.
+    /// Gives the slot back, and the ring to the thread, if that keeps it.
     fn drop(&mut self) {
+        if let (Some(slots), Some(slot)) = (&self.data.slots, self.slot.take()) {
+            slots.give(slot);
+        }
         let Some(mut ring) = self.ring.take() else {
             return;
         };
@@ -228,6 +259,7 @@ impl FileStore {
 
     pub(super) fn synchronous(data: Arc<Data>, depth: u32) -> Self {
         Self {
+            slot: data.slots.as_ref().and_then(Slots::take),
             data,
             ring: None,
             done: Vec::with_capacity(depth as usize),
@@ -248,7 +280,10 @@ impl FileStore {
                 let read = self.data.metadata().read_exact_at(&mut buf, offset);
                 (read, Some(buf))
             }
-            Op::Write { offset, buf } => (self.data.write_at_once(offset, &buf), Some(buf)),
+            Op::Write { offset, buf } => {
+                let written = self.data.write_in_place(self.slot, offset, &buf);
+                (written, Some(buf))
+            }
             Op::Sync => (file.sync_data(), None),
             Op::Deallocate { len: 0, .. } => (Ok(()), None),
             Op::Deallocate { offset, len } => {
@@ -384,6 +419,9 @@ impl Store for FileStore {
     }
 
     fn reap(&mut self, done: &mut Vec<Completion>) {
+        if self.data.is_mapped() && !self.done.is_empty() {
+            settle();
+        }
         done.append(&mut self.done);
         if let Some(ring) = &mut self.ring {
             ring.reap(done);

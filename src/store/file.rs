@@ -10,10 +10,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use log::info;
+use log::{info, warn};
 
 use super::Medium;
 use super::channel::{Data, FileStore, keep_ring};
+use super::double::{self, DoubleArea};
 use super::open::{Access, OpenError, Opened};
 use super::sys;
 
@@ -40,6 +41,7 @@ pub struct FileMedium {
     opened: Opened,
     data: Arc<Data>,
     keeps_space: bool,
+    double: Option<DoubleArea>,
 }
 
 impl FileMedium {
@@ -113,6 +115,32 @@ impl FileMedium {
         self.keeps_space = true;
     }
 
+    /// From the next [`FileMedium::enable_data`] on blocks may be written in place by way of `area`, where that
+    /// is faster. What a killed process has left there is finished first.
+    ///
+    /// # Errors
+    /// [`OpenError::Io`] if that fails.
+    pub fn write_in_place_by(&mut self, area: DoubleArea) -> Result<(), OpenError> {
+        let path = self.opened.path.display();
+        let file = &self.opened.meta;
+        if self.opened.is_writable() {
+            let len = self.size().map_err(self.opened.cannot("examine"))?;
+            let finished = double::finish(file, area, len);
+            match finished.map_err(self.opened.cannot("finish the last writes of"))? {
+                0 => {}
+                1 => info!("{path}: finished the last write of a daemon that was killed"),
+                pages => info!("{path}: finished {pages} writes of a daemon that was killed"),
+            }
+            self.double = Some(area);
+        } else if double::is_unfinished(file, area).map_err(self.opened.cannot("read"))? {
+            warn!(
+                "{path}: a daemon was killed while it wrote in place, and a block may be half written: \
+                 serve the image once without --read-only, which finishes it"
+            );
+        }
+        Ok(())
+    }
+
     /// The way through the page cache, or past its system calls where the file is nothing else.
     fn mapped_or_cached(&self) -> Result<Data, OpenError> {
         let path = self.opened.path.display();
@@ -121,6 +149,10 @@ impl FileMedium {
         // It works without as well.
         if let Err(e) = data.map(len, self.opened.is_writable()) {
             info!("{path}: cannot be mapped: {e}");
+        }
+        if let Some(area) = self.double {
+            data.write_twice(area.offset)
+                .map_err(self.opened.cannot("write to"))?;
         }
         match data.is_mapped() {
             true => info!("{path}: it lives in memory, and is mapped"),
@@ -156,6 +188,7 @@ impl FileMedium {
             opened,
             data,
             keeps_space: false,
+            double: None,
         })
     }
 

@@ -17,8 +17,8 @@
 //!
 //! What is written through a mapping is in the page cache at once, as what is written through a descriptor,
 //! and outlives a killed daemon as that does. But a kill can come in the middle of a copy, and never in the
-//! middle of a page that is written through a descriptor. What must be whole or not there at all goes that way:
-//! zone records, and blocks that are written in place.
+//! middle of a page that is written through a descriptor. Zone records, which must be whole or not there at all,
+//! go that way; blocks that are written in place are written twice ([`double`](super::double)).
 #![expect(
     unsafe_code,
     reason = "a file's pages are copied by address, and past the processor's caches"
@@ -28,12 +28,14 @@ use std::fs::File;
 use std::io;
 use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use log::warn;
 use vm_memory::{FileOffset, MmapRegion};
 
+use super::double::{Head, Slot};
 use crate::guard::{self, Guarded, guard_image};
+use crate::mutant::{self, Mutant, Point};
 
 /// Bytes of a page: what exists or does not.
 const PAGE: u64 = 4096;
@@ -44,9 +46,6 @@ const WORD: u64 = u64::BITS as u64;
 /// Bytes of what the processor fetches at a time.
 #[cfg(target_arch = "x86_64")]
 const CACHE_LINE: usize = 64;
-/// How much of a read is fetched ahead: the processor notices by itself how it goes on, and has room for
-/// only so many requests at a time.
-const FETCHED: usize = 1024;
 /// From how many bytes on it pays to write past the caches.
 #[cfg(target_arch = "x86_64")]
 const STREAM: usize = 512;
@@ -182,16 +181,15 @@ impl Mapped {
         !self.guarded.is_lost()
     }
 
-    /// Asks the processor for the first of `len` bytes at `offset`.
+    /// Asks the processor for `len` bytes at `offset`.
     pub(super) fn prefetch(&self, offset: u64, len: usize) {
-        let len = len.min(FETCHED);
         if self.known(offset, len).is_some() {
             prefetch(self.address(offset), len);
         }
     }
 
     /// Writes `buf` at byte `offset`. `false`: not all of the pages are there, or something is lost; all has
-    /// to be written once more then, through the descriptor.
+    /// to be written once more then, through the descriptor. Other threads may see it late, before [`settle`].
     pub(super) fn write(&self, offset: u64, buf: &[u8]) -> bool {
         let Some((first, end)) = self.known(offset, buf.len()).filter(|_| self.writable) else {
             return false;
@@ -200,6 +198,54 @@ impl Mapped {
         // SAFETY: as for `read`.
         unsafe { copy_past_caches(buf, self.address(offset)) };
         !self.guarded.is_lost()
+    }
+
+    /// The same, by way of `slot`, which the caller has to itself: if the process is killed meanwhile, the next
+    /// one finds of each page what was there before, or what should be. `false` also for parts of sectors.
+    pub(super) fn write_twice(&self, slot: Slot, offset: u64, buf: &[u8]) -> bool {
+        let Some((first, end)) = self.known(offset, buf.len()).filter(|_| self.writable) else {
+            return false;
+        };
+        self.touch(first, end);
+        let (mut at, mut rest) = (offset, buf);
+        while !rest.is_empty() {
+            let in_page = usize::try_from(PAGE - at % PAGE).unwrap_or(rest.len());
+            let (page, behind) = rest.split_at(in_page.min(rest.len()));
+            let Some(head) = Head::new(at, page.len()) else {
+                return false;
+            };
+            // SAFETY: the slot is a whole page of the mapping, apart from `page`, and this thread's alone.
+            unsafe {
+                let content = self.address(slot.content);
+                ptr::copy_nonoverlapping(page.as_ptr(), content, page.len());
+            }
+            if !Mutant::WriteInPlaceOnce.is_on() {
+                self.say(slot, head);
+            }
+            for (index, half) in page.chunks(page.len().div_ceil(2)).enumerate() {
+                if index == 1 {
+                    mutant::pass(Point::HalfWritten);
+                }
+                let place = self.address(at + (index * half.len()) as u64);
+                // SAFETY: as for `read`.
+                unsafe { copy_past_caches(half, place) };
+            }
+            self.say(slot, Head::NOTHING);
+            at += page.len() as u64;
+            rest = behind;
+        }
+        !self.guarded.is_lost()
+    }
+
+    /// Puts down what `slot` holds, after all that was written before, and before all that is written later.
+    fn say(&self, slot: Slot, head: Head) {
+        // A killed thread has done what stands before the instruction that it got to, and nothing behind it:
+        // that the compiler keeps the order is enough.
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: the head is eight bytes of the mapping, at a multiple of that, and this thread's alone.
+        let place = unsafe { AtomicU64::from_ptr(self.address(slot.head).cast()) };
+        place.store(head.0.to_le(), Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
     }
 
     /// Brings pages that exist into our tables.
@@ -266,14 +312,14 @@ fn prefetch(from: *const u8, len: usize) {
 }
 
 /// Copies `from` to `to` without asking the processor for what is there now, and without leaving there what
-/// nobody reads soon.
+/// nobody reads soon. Other threads may see it late, before [`settle`].
 ///
 /// # Safety
 /// `to` is the start of as many bytes as `from` has, mapped and writable, and apart from `from`.
 unsafe fn copy_past_caches(from: &[u8], to: *mut u8) {
     #[cfg(target_arch = "x86_64")]
     {
-        use core::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
+        use core::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
         const LANE: usize = size_of::<__m128i>();
         if from.len() >= STREAM && to.addr().is_multiple_of(LANE) {
             let (lanes, rest) = from.as_chunks::<LANE>();
@@ -285,9 +331,6 @@ unsafe fn copy_past_caches(from: &[u8], to: *mut u8) {
                     _mm_stream_si128(to.add(at * LANE).cast(), lane);
                 }
             }
-            // SAFETY: SSE is part of every x86-64 processor. Others see all of it before what is written from
-            // here on.
-            unsafe { _mm_sfence() };
             let done = lanes.len() * LANE;
             // SAFETY: the caller vouches for all of `to`; the rest lies behind what is done.
             unsafe { ptr::copy_nonoverlapping(rest.as_ptr(), to.add(done), rest.len()) };
@@ -298,10 +341,20 @@ unsafe fn copy_past_caches(from: &[u8], to: *mut u8) {
     unsafe { ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
 }
 
+/// What this thread has written to mappings is seen by whoever sees what it writes from here on.
+pub(super) fn settle() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of every x86-64 processor.
+    unsafe {
+        core::arch::x86_64::_mm_sfence();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{FileExt, MetadataExt};
 
+    use super::super::double::Slots;
     use super::super::sys;
     use super::*;
 
@@ -398,6 +451,23 @@ mod tests {
             file.read_exact_at(&mut found, offset).unwrap();
             assert_eq!(found, bytes[..len]);
         }
+        let slot = Slots::new(LEN / 2).take().unwrap();
+        for (offset, len) in [
+            (65_536, 4096),
+            (66_048, 512),
+            (69_120, 131_072),
+            (LEN - 4096, 4096),
+        ] {
+            assert!(mapped.write_twice(slot, offset, &bytes[..len]));
+            let mut found = vec![0; len];
+            file.read_exact_at(&mut found, offset).unwrap();
+            assert_eq!(found, bytes[..len]);
+        }
+        let mut heads = [1; 4096];
+        file.read_exact_at(&mut heads, LEN / 2).unwrap();
+        assert_eq!(heads, [0; 4096], "nothing is being written");
+        assert!(!mapped.write_twice(slot, 65_537, &bytes[..512]));
+        assert!(!mapped.write_twice(slot, 65_536, &bytes[..513]));
         let last = LEN - 10;
         assert!(mapped.write(last, &bytes[..10]));
         assert!(!mapped.write(last, &bytes[..11]));

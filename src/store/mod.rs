@@ -13,6 +13,7 @@
 
 mod buffer;
 mod channel;
+mod double;
 mod file;
 mod mapped;
 #[doc(hidden)]
@@ -26,6 +27,7 @@ use std::os::fd::BorrowedFd;
 
 pub use buffer::IoBuf;
 pub use channel::FileStore;
+pub use double::DoubleArea;
 pub use file::{Cache, FileMedium};
 pub use open::{Access, OpenError};
 

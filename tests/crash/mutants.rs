@@ -31,7 +31,8 @@ fn hunt(mutant: Mutant) -> (Shape, Plan, u64) {
         | Mutant::RedoCounted
         | Mutant::AnswerTwice
         | Mutant::TrustBase
-        | Mutant::KeepFailedIntent => {
+        | Mutant::KeepFailedIntent
+        | Mutant::WriteInPlaceOnce => {
             unreachable!("not one that a crash of the whole machine shows")
         }
     }

@@ -671,7 +671,7 @@ fn serve(image: &Image, settings: &Settings, end: Option<End>) -> Daemon {
 const ROUNDS: u64 = if cfg!(feature = "mutants") { 200 } else { 60 };
 
 /// `RECONNECT_ROUNDS` names the rounds of all campaigns together; each has its percentage of them.
-fn rounds(percent: u64) -> u64 {
+pub(super) fn rounds(percent: u64) -> u64 {
     let all = match std::env::var("RECONNECT_ROUNDS") {
         Ok(text) => text.parse().expect("RECONNECT_ROUNDS is a number"),
         Err(_) => ROUNDS,
@@ -804,6 +804,10 @@ fn found(mutant: &str, most: u64) -> String {
 #[test]
 fn mutants_are_found() {
     for (name, mutant) in zonevault::mutant::Mutant::NAMED {
+        // No front-end asks again for what is torn here (`torn`).
+        if mutant == zonevault::mutant::Mutant::WriteInPlaceOnce {
+            continue;
+        }
         // Somebody must write to the right place in the right moment; it takes 70 rounds on the average.
         let most = if name == "keep-failed-intent" {
             700

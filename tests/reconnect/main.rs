@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `comings` | front-ends that come and go: nothing is left behind, nothing is held |
 //! | `campaign` | rounds of load and death; after each return every request is answered once and every block is where it was acknowledged |
+//! | `torn` | blocks that are written in place while the daemon is killed |
 //! | `region` | inflight regions that a front-end has altered |
 //!
 //! `load` makes the requests and knows what is in flight, `truth` knows what each zone must hold.
@@ -26,4 +27,5 @@ mod comings;
 mod load;
 mod region;
 mod survey;
+mod torn;
 mod truth;

@@ -112,6 +112,25 @@ pub(super) const ASSERTIONS: &[Call] = if cfg!(debug_assertions) {
     &[]
 };
 
+/// The same and whether standard error is a terminal (`TCGETS`).
+const REPORT_CONTROLS: &[Argument] = &[
+    Argument::is(1, 0x5421),
+    Argument::is(1, 0x541b),
+    Argument::is(1, 0x5401),
+];
+
+/// What a build with AddressSanitizer has besides, on every thread: without, the kernel would end the daemon before it
+/// has said what it found.
+pub(super) const SANITIZER: &[Call] = if cfg!(asan) {
+    calls! {
+        exit_group: "the end after a report",
+        getpid: "a report names the process",
+        ioctl if REPORT_CONTROLS: "a report has colours on a terminal",
+    }
+} else {
+    &[]
+};
+
 /// Numbers by name; where architectures or C libraries differ, what the name stands for here.
 #[expect(
     non_upper_case_globals,

@@ -8,14 +8,14 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-use super::calls::{ASSERTIONS, Argument, Call, DENIED, Thread};
+use super::calls::{ASSERTIONS, Argument, Call, DENIED, SANITIZER, Thread};
 use super::{Mode, SandboxError};
 
 /// Leaves the calling thread its list. The kernel looks a call that is let through whatever its
 /// arguments up in a table (Linux 5.11); only what depends on an argument runs the programs.
 pub(super) fn install(thread: Thread, mode: Mode) -> Result<(), SandboxError> {
     // What comes later in a list counts.
-    let calls = ASSERTIONS.iter().chain(thread.calls());
+    let calls = ASSERTIONS.iter().chain(thread.calls()).chain(SANITIZER);
     let programs = match mode {
         Mode::Off => return Ok(()),
         Mode::Log => vec![only(calls, SeccompAction::Log)],

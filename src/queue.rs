@@ -36,7 +36,7 @@ use crate::volume::{Channel, Finished, Payload, Volume, channel};
 use crate::zone::{Intent, ZoneInfo};
 
 use inflight::{InflightError, InflightQueue, Intents, Past};
-pub use poll::PollWindow;
+pub use poll::{PollWindow, Traffic};
 use ring::{RingError, Rings};
 use stats::{Collector, Mark, QueueStats};
 
@@ -130,6 +130,8 @@ pub struct Pass {
     pub notify: bool,
     /// Another pass has something to do at once.
     pub again: bool,
+    /// What went to and fro.
+    pub traffic: Traffic,
 }
 
 /// The worker of one queue.
@@ -265,6 +267,7 @@ impl<M: Medium> Worker<M> {
         let Some(mut rings) = self.find_rings(queue, memory) else {
             return Pass::default();
         };
+        let (available, used) = (queue.next_avail(), queue.next_used());
         self.answer(&mut rings);
         let mut taken = Taken::default();
         let table = DescriptorTable {
@@ -273,7 +276,10 @@ impl<M: Medium> Worker<M> {
         };
         if let Some(policy) = policy.filter(|_| !self.broken) {
             taken = self.take(&mut rings, table, memory, policy);
-            self.answer(&mut rings);
+            // With more to come of what ended, the guest first gets what there is.
+            if !self.has_more() {
+                self.answer(&mut rings);
+            }
         }
         let notify = self.publish(&mut rings) | std::mem::take(&mut self.untold);
         rings.leave(queue);
@@ -285,8 +291,18 @@ impl<M: Medium> Worker<M> {
         let room = self.channel.as_ref().is_some_and(Channel::has_room);
         Pass {
             notify,
-            again: taken.more || (taken.no_room && room),
+            again: taken.more || (taken.no_room && room) || self.has_more(),
+            traffic: Traffic {
+                taken: queue.next_avail().wrapping_sub(available).into(),
+                answered: queue.next_used().wrapping_sub(used).into(),
+                more: taken.more,
+                waits: self.channel.as_ref().is_some_and(Channel::waits),
+            },
         }
+    }
+
+    fn has_more(&self) -> bool {
+        self.channel.as_ref().is_some_and(Channel::has_more)
     }
 
     /// What looks whether ring or store have something for the next pass. It takes nothing and needs no

@@ -136,8 +136,8 @@ impl<M: Medium> QueueThread<M> {
             if broke {
                 handle.notify_error();
             }
+            self.window.saw(pass.traffic);
             if pass.again {
-                self.window.found();
                 continue;
             }
             if !accept {

@@ -6,6 +6,11 @@
 //! for a guest that comes rarely, and a guest that comes back soon after the worker went to sleep makes
 //! it grow again. A disk that nobody uses costs nothing.
 //!
+//! A guest is watched for as long as it has something to bring: it has not come back yet for all that it was
+//! answered. Once it has, and the store is busy with it, what is watched is a disk, whose time is another and
+//! is learnt apart from the guest's: a disk too slow to be worth a watch must not teach the worker to sleep while the
+//! guest is about to answer. (A burst would then cost the wake-ups of both, one after the other, with the disk idle.)
+//!
 //! That a watch is halved also if the guest comes right after it is deliberate, other than in the halt
 //! polling of KVM: where worker and guest share a processor it is the watch that keeps the guest from
 //! coming, and a window that grew then would only make both wait.
@@ -17,11 +22,28 @@ const FIRST: Duration = Duration::from_micros(4);
 /// Looks at the ring between two looks at the clock, which cost about as much as one.
 const LOOKS: u32 = 8;
 
-/// The present length of a watch, and what it learns from.
+/// What went to and fro in a pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Requests that the guest brought.
+    pub taken: usize,
+    /// Requests that it got back.
+    pub answered: usize,
+    /// It may have brought more than was taken.
+    pub more: bool,
+    /// The store is busy.
+    pub waits: bool,
+}
+
+/// The present length of a watch, of the guest and of the store, and what it learns from.
 #[derive(Debug)]
 pub struct PollWindow {
     most: Duration,
-    now: Duration,
+    guest: Duration,
+    store: Duration,
+    /// Requests for which the guest may come back.
+    owed: usize,
+    waits: bool,
     slept: Option<Instant>,
 }
 
@@ -30,8 +52,28 @@ impl PollWindow {
     pub const fn new(most: Duration) -> Self {
         Self {
             most,
-            now: most,
+            guest: most,
+            store: most,
+            owed: 0,
+            waits: false,
             slept: None,
+        }
+    }
+
+    /// After a pass.
+    pub fn saw(&mut self, traffic: Traffic) {
+        self.owed = (self.owed + traffic.answered).saturating_sub(traffic.taken);
+        self.waits = traffic.waits;
+        if traffic.more {
+            grow(&mut self.guest, self.most);
+        }
+    }
+
+    /// Of whom is watched now.
+    fn now(&mut self) -> &mut Duration {
+        match self.waits && self.owed == 0 {
+            true => &mut self.store,
+            false => &mut self.guest,
         }
     }
 
@@ -47,9 +89,8 @@ impl PollWindow {
 
     /// There was something to do without a wake-up.
     pub fn found(&mut self) {
-        if self.now < self.most {
-            self.now = (self.now * 2).clamp(FIRST.min(self.most), self.most);
-        }
+        let most = self.most;
+        grow(self.now(), most);
     }
 
     /// The worker goes to sleep.
@@ -61,7 +102,8 @@ impl PollWindow {
 
     /// Calls `look` until it finds something (`true`) or the time is over.
     pub fn watch(&mut self, mut look: impl FnMut() -> bool) -> bool {
-        if self.now.is_zero() {
+        let length = *self.now();
+        if length.is_zero() {
             return false;
         }
         let start = Instant::now();
@@ -73,15 +115,19 @@ impl PollWindow {
                 }
                 std::hint::spin_loop();
             }
-            if start.elapsed() >= self.now {
-                self.now /= 2;
-                if self.now < FIRST {
-                    self.now = Duration::ZERO;
-                }
+            if start.elapsed() >= length {
+                let half = length / 2;
+                *self.now() = if half < FIRST { Duration::ZERO } else { half };
+                // Not all of it: the guest may have become one of fewer requests at once.
+                self.owed = 0;
                 return false;
             }
         }
     }
+}
+
+fn grow(length: &mut Duration, most: Duration) {
+    *length = (*length * 2).clamp(FIRST.min(most), most);
 }
 
 #[cfg(test)]
@@ -107,18 +153,46 @@ mod tests {
     #[test]
     fn a_guest_that_comes_back_soon_opens_it_again_and_a_late_one_does_not() {
         let mut window = PollWindow::new(MOST);
-        while !window.now.is_zero() {
+        while !window.guest.is_zero() {
             window.watch(|| false);
         }
         window.sleeps();
         std::thread::sleep(MOST * 2);
         window.woken();
-        assert!(window.now.is_zero());
+        assert!(window.guest.is_zero());
         window.slept = Some(Instant::now() + Duration::from_secs(1));
         window.woken();
-        assert_eq!(window.now, FIRST);
+        assert_eq!(window.guest, FIRST);
         (0..10).for_each(|_| window.found());
-        assert_eq!(window.now, MOST);
+        assert_eq!(window.guest, MOST);
+    }
+
+    #[test]
+    fn a_store_that_is_slow_does_not_close_the_window_for_the_guest() {
+        let mut window = PollWindow::new(MOST);
+        let traffic = |answered, taken| Traffic {
+            taken,
+            answered,
+            more: false,
+            waits: true,
+        };
+        for _ in 0..20 {
+            // Half of what it was given back has come again, then the rest; then the store is waited for.
+            window.saw(traffic(32, 0));
+            window.saw(traffic(0, 16));
+            assert!(window.watch(|| true));
+            window.saw(traffic(0, 16));
+            window.watch(|| false);
+        }
+        assert_eq!((window.guest, window.store), (MOST, Duration::ZERO));
+        // One that brings fewer than it got is watched once, and then it is the store's turn.
+        window.saw(traffic(32, 8));
+        assert!(!window.watch(|| false));
+        assert_eq!((window.guest, window.store), (MOST / 2, Duration::ZERO));
+        assert!(!window.watch(|| panic!("looked")));
+        // A store without anything to do is not waited for.
+        window.saw(Traffic::default());
+        assert!(window.watch(|| true));
     }
 
     #[test]

@@ -80,6 +80,8 @@ pub struct Channel<M: Medium, P: Payload> {
     touched: Vec<ZoneIndex>,
     pub(super) released: Vec<Released>,
     completions: Vec<Completion>,
+    /// The last poll has left something to the next one.
+    more: bool,
     pub(super) round: SyncRound,
     pub(super) fences: Fences,
     /// What operations that were begun before were about to change, as far as it is known.
@@ -114,6 +116,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             touched: Vec::new(),
             released: Vec::new(),
             completions: Vec::new(),
+            more: false,
             round: SyncRound::default(),
             fences: Fences::default(),
             intents: HashMap::new(),
@@ -176,6 +179,17 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     /// asked over and over.
     pub fn is_ready(&mut self) -> bool {
         self.store.is_ready() || self.volume.has_mail(self.queue)
+    }
+
+    /// Whether the last [`Channel::poll`] stopped with something for the next one at hand, of which no event
+    /// tells.
+    pub fn has_more(&self) -> bool {
+        self.more
+    }
+
+    /// Whether the store is busy with something.
+    pub fn waits(&self) -> bool {
+        self.store.in_flight() > 0
     }
 
     /// Readable when the store has completed something; `None` if it never does so by itself.
@@ -280,10 +294,12 @@ impl<M: Medium, P: Payload> Channel<M, P> {
         Some(id)
     }
 
-    /// Works on everything that can go on and moves what ended to `finished`.
+    /// Works on everything that can go on and moves what ended to `finished`. If much ended, the guest can have the
+    /// first of it before the rest is looked at ([`Channel::has_more`]).
     pub fn poll(&mut self, finished: &mut Vec<Finished<P>>) {
         self.begin_held();
         self.volume.take_mail(self.queue, &mut self.released);
+        self.more = false;
         self.reap();
         loop {
             self.settle();
@@ -291,7 +307,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             self.begin_fences();
             let started = self.start_sync_round();
             // A store that completes inside `submit` has no event to call us back.
-            let reaped = self.reap();
+            let reaped = !self.more && self.reap();
             if !started
                 && !reaped
                 && self.released.is_empty()
@@ -494,6 +510,7 @@ impl<M: Medium, P: Payload> Channel<M, P> {
     /// was something.
     fn reap(&mut self) -> bool {
         let mut any = false;
+        let ended = self.done.len();
         loop {
             self.send_writes();
             let mut completions = std::mem::take(&mut self.completions);
@@ -508,6 +525,11 @@ impl<M: Medium, P: Payload> Channel<M, P> {
             }
             self.completions = completions;
             self.pump();
+            if self.done.len() > ended && self.store.is_ready() {
+                self.send_writes();
+                self.more = true;
+                return any;
+            }
         }
     }
 

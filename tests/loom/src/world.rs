@@ -451,7 +451,7 @@ pub(crate) mod queue {
 
         pub(crate) fn woken(&mut self) {}
 
-        pub(crate) fn found(&mut self) {}
+        pub(crate) fn saw(&mut self, _traffic: ()) {}
 
         pub(crate) fn sleeps(&mut self) {}
 
@@ -464,6 +464,7 @@ pub(crate) mod queue {
     pub(crate) struct Pass {
         pub(crate) notify: bool,
         pub(crate) again: bool,
+        pub(crate) traffic: (),
     }
 
     /// Takes one chain a pass and answers it in a later one, in the memory in which it took it.
@@ -547,6 +548,7 @@ pub(crate) mod queue {
             Pass {
                 notify: ended > 0,
                 again,
+                traffic: (),
             }
         }
 

@@ -44,12 +44,15 @@ WORKLOADS = [
     Workload("append32", "4K append, QD 32, 8 zones", "append", 4 * KIB, 32, one_pass=True),
     Workload("rr1", "4K random read, QD 1", "randread", 4 * KIB, 1),
     Workload("rr1poll", "4K random read, QD 1, client polls", "randread", 4 * KIB, 1, wait="loop"),
+    Workload("rr32poll", "4K random read, QD 32, client polls", "randread", 4 * KIB, 32, wait="loop"),
     Workload("r128", "128K read, QD 16", "read", 128 * KIB, 16),
     Workload("w128", "128K write, QD 16", "write", 128 * KIB, 16, one_pass=True),
     Workload("rr32one", "4K random read, QD 32, 1 queue", "randread", 4 * KIB, 32, one_core=True),
     Workload("rr32two", "4K random read, QD 32 each of 2 queues", "randread", 4 * KIB, 32, queues=2),
     Workload("idle", "connected and idle", "idle", 4 * KIB, 1),
 ]
+# On a disk; the others measure processors.
+ON_DISK = ("rr32", "rw32", "append32", "rr1", "rr1poll", "rr32poll", "r128", "w128")
 QUICK = ("rr32", "rw32", "rr1", "r128", "w128", "idle")
 
 

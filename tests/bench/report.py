@@ -57,6 +57,8 @@ def busy_table(workload, cells, backends):
     beside = [name for name in OURS if name in cells]
     header = ["", unit, "kIOPS" if unit == "MiB/s" else "MiB/s", "p50 us", "p99", "p99.9"]
     header += ["CPU us an I/O", "CPU s a GiB", "others %"]
+    by_round = any("to_file" in figures for figures in cells.values())
+    header += ["to the file, by round"] * by_round
     rows = []
     for name, figures in cells.items():
         other = plain(figures, "mib_s", 0) if key == "iops" else f"{figures['iops'][0] / 1000:.1f}"
@@ -68,6 +70,7 @@ def busy_table(workload, cells, backends):
             plain(figures, "cpu_us_io", 2),
             plain(figures, "cpu_s_gib", 2),
             f"{100 * figures['others'][0]:.0f}" if "others" in figures else "–",
+            *([spread(figures["to_file"], 1, 2) if name != "file" and "to_file" in figures else ""] * by_round),
             *("" if name == one else f"{cells[one][key][0] / figures[key][0]:.2f}" for one in beside),
         ])  # fmt: skip
     return table(header + [f"{name} to it" for name in beside], rows)
@@ -113,10 +116,10 @@ def summary(result):
         peers = result["figures"].get("rw32", {}) if workload["kind"] == "append" else cells
         raw, luks, file = best_raw(peers), peers.get("qsd-luks"), peers.get("file")
         ours = cells.get("gcm") or cells["xts"]
-        ratios = [f"{ours['iops'][0] / peer['iops'][0]:.2f}" if peer else "–" for peer in (raw, luks)]
+        ratios = [f"{ours['iops'][0] / peer['iops'][0]:.2f}" if peer else "–" for peer in (raw, luks, file)]
         shown = [brief(cell, workload) for cell in (cells.get("gcm"), cells.get("xts"), raw, luks, file)]
         rows.append([f"{workload['title']}, {measure_of(workload)[2]}", *shown, *ratios])
-    return table([*header, "ours to raw", "ours to LUKS"], rows)
+    return table([*header, "ours to raw", "to LUKS", "to file"], rows)
 
 
 def scaling(result):

@@ -47,10 +47,11 @@ def options():
                         " qsd-io_uring, qsd-threads, qsd-luks, file")  # fmt: skip
     parser.add_argument("--size", type=int, metavar="MIB", help=f"size of each disk (default {SIZE})")
     parser.add_argument("--zone-size", default="64M", metavar="SIZE", help="of the zoned disk (default 64M)")
-    parser.add_argument("--disk", metavar="DIR", help="images there, past the page cache, instead of on a tmpfs")
+    parser.add_argument("--disk", metavar="DIR", help="images there, past the page cache, instead of on a tmpfs;"
+                        " direct.json, .md and .svg instead of result")  # fmt: skip
     parser.add_argument("--output", metavar="DIR", help="result.json, .md and .svg go there (default: they are not kept"
                         " unless everything was measured in full; then tests/bench)")  # fmt: skip
-    parser.add_argument("--add", action="store_true", help="keep the workloads of an earlier result.json there")
+    parser.add_argument("--add", action="store_true", help="keep the workloads of an earlier result there")
     return parser.parse_args()
 
 
@@ -126,9 +127,17 @@ def measure(chosen, workloads, cores, pace, site):
             for backend in suited[number % max(1, len(suited)) :] + suited[: number % max(1, len(suited))]:
                 note(f"{workload.name}, round {number + 1} of {rounds}: {backend.name}")
                 found[backend.name].append(calm_cell(backend, workload, cores, seconds, site, attempts))
+        beside_file(found)
         results[workload.name] = {name: median_of(cells) for name, cells in found.items()}
     note("")
     return results
+
+
+def beside_file(found):
+    """Each backend's speed as a part of what the file gave in the same round: a disk is not as fast in every one."""
+    for cells in found.values():
+        for cell, file in zip(cells, found.get("file", []), strict=False):
+            cell["to_file"] = cell["iops"] / file["iops"]
 
 
 def note(text):
@@ -146,7 +155,8 @@ def pick(arguments, site):
     unknown = set(wanted) - {backend.name for backend in everyone}
     if arguments.backend and unknown:
         raise Failure(f"no backend {', '.join(unknown)} here")
-    names = arguments.only or (client.QUICK if arguments.quick else [w.name for w in client.WORKLOADS])
+    usual = client.ON_DISK if arguments.disk else [w.name for w in client.WORKLOADS]
+    names = arguments.only or (client.QUICK if arguments.quick else usual)
     workloads = [w for w in client.WORKLOADS if w.name in names]
     return [b for b in everyone if b.name in wanted], workloads
 
@@ -194,18 +204,19 @@ def bench(arguments, work):
 
 def keep(result, arguments):
     """Writes the files, if these figures are to be kept."""
-    whole = not (arguments.quick or arguments.only or arguments.backend or arguments.disk or arguments.size)
+    whole = not (arguments.quick or arguments.only or arguments.backend or arguments.size)
     if not arguments.output and not whole:
         return
     directory = Path(arguments.output or HERE)
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "result.json"
+    name = "direct" if arguments.disk else "result"
+    path = directory / f"{name}.json"
     if arguments.add and path.exists():
         result = report.merged(json.loads(path.read_text()), result)
     path.write_text(json.dumps(report.rounded(result), indent=1) + "\n")
-    (directory / "result.md").write_text(report.markdown(result))
-    (directory / "result.svg").write_text(report.plot(result))
-    print(f"written to {directory}: result.json, result.md, result.svg")
+    (directory / f"{name}.md").write_text(report.markdown(result))
+    (directory / f"{name}.svg").write_text(report.plot(result))
+    print(f"written to {directory}: {name}.json, {name}.md, {name}.svg")
 
 
 def main():

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `comings` | front-ends that come and go: nothing is left behind, nothing is held |
 //! | `campaign` | rounds of load and death; after each return every request is answered once and every block is where it was acknowledged |
+//! | `campaigns` | the kinds of them |
 //! | `torn` | blocks that are written in place while the daemon is killed |
 //! | `region` | inflight regions that a front-end has altered |
 //!
@@ -23,6 +24,7 @@
 pub mod common;
 
 mod campaign;
+mod campaigns;
 mod comings;
 mod load;
 mod region;

@@ -184,7 +184,7 @@ fn no_block_of_a_mapped_image_is_torn_by_a_kill() {
     if !has_tmpfs() {
         return;
     }
-    let rounds = super::campaign::rounds(50);
+    let rounds = super::campaigns::rounds(50);
     let (written, begun) = Disk::new(Vec::new())
         .kill_many(rounds)
         .unwrap_or_else(|why| panic!("{why}"));

@@ -411,9 +411,12 @@ impl<M: Medium> Worker<M> {
     }
 
     fn drop_finished(&mut self) {
-        if let Some(channel) = &mut self.channel {
+        while let Some(channel) = &mut self.channel {
             channel.poll(&mut self.finished);
             self.finished.clear();
+            if !channel.has_more() {
+                return;
+            }
         }
     }
 

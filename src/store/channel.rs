@@ -24,7 +24,7 @@ use std::time::Duration;
 use log::info;
 
 use super::double::{AREA_LEN, Slot, Slots};
-use super::mapped::{Mapped, settle};
+use super::mapped::{Mapped, Twice, settle};
 use super::sys;
 use super::uring::Ring;
 use super::{Completion, Op, Part, Store, Token};
@@ -117,9 +117,19 @@ impl Data {
 
     /// The same for what may be there already and be read by others: through the mapping if `slot` is given.
     fn write_in_place(&self, slot: Option<Slot>, offset: u64, buf: &[u8]) -> io::Result<()> {
-        match (&self.mapped, slot) {
-            (Some(mapped), Some(slot)) if mapped.write_twice(slot, offset, buf) => Ok(()),
-            _ => self.write_at_once(offset, buf),
+        let (Some(mapped), Some(slots)) = (&self.mapped, &self.slots) else {
+            return self.write_at_once(offset, buf);
+        };
+        let written = slot.map(|slot| (slot, mapped.write_twice(slots, slot, offset, buf)));
+        if matches!(written, Some((_, Twice::Done))) {
+            return Ok(());
+        }
+        let _held = slots.hold_all(offset, buf.len());
+        self.write_at_once(offset, buf)?;
+        match written {
+            // Or the next daemon would put there what lies in the slot.
+            Some((slot, Twice::Lost)) => self.file.write_all_at(&[0; 8], slot.head),
+            _ => Ok(()),
         }
     }
 

@@ -21,8 +21,12 @@
 //! it be: memory is gone then, and images elsewhere are not mapped. An image that was copied elsewhere after a
 //! kill is finished there all the same, with a sync between the last two steps.
 //!
-//! Two stores may write the same block at the same time; either may be the last, also when it is finished
-//! later: nobody was told that it was done.
+//! Two stores may write the same block at the same time. One after the other does so, page by page
+//! ([`Slots::hold`]), as the kernel has it for writes through descriptors. Either may be the last, also when it
+//! is finished later: nobody was told that it was done.
+//!
+//! If a page of the image goes away in the middle of this, then it is the descriptor that writes it, and after
+//! that the head's end, since that may have been put where the page was.
 
 use std::fs::File;
 use std::io;
@@ -30,6 +34,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use log::warn;
+use parking_lot::{Mutex, MutexGuard};
 
 const PAGE: usize = 4096;
 const SECTOR: u64 = 512;
@@ -39,6 +44,9 @@ const MAX_SECTORS: u64 = PAGE as u64 / SECTOR;
 const HEAD_STRIDE: usize = 64;
 /// Slots: what fits into the free pages of an image's first 64 KiB. Stores beyond write through the descriptor.
 const SLOTS: u32 = 5;
+/// Locks that pages share, by their numbers: as many as a piece of 128 KiB has pages, twice, so that two stores
+/// rarely wait for one another.
+const LOCKS: usize = 64;
 /// Bytes of the area.
 pub(super) const AREA_LEN: usize = PAGE * (1 + SLOTS as usize);
 
@@ -88,13 +96,21 @@ pub(super) struct Slot {
     index: u32,
 }
 
-/// The slots of an image, and which of them are taken.
+/// The slots of an image, and which of them are taken; and the pages that are being written in place.
 #[derive(Debug)]
 pub(super) struct Slots {
     area: u64,
     /// A bit for each.
     taken: AtomicU32,
+    pages: [Mutex<()>; LOCKS],
 }
+
+/// Some pages, for as long as nobody else is to write there.
+#[derive(Debug)]
+pub(super) struct Held<'s>(
+    #[expect(dead_code, reason = "what counts is when they are dropped")]
+    [Option<MutexGuard<'s, ()>>; LOCKS],
+);
 
 impl Slots {
     /// Those of the area at `offset`, which is finished and all zero.
@@ -102,7 +118,30 @@ impl Slots {
         Self {
             area: offset,
             taken: AtomicU32::new(0),
+            pages: [const { Mutex::new(()) }; LOCKS],
         }
+    }
+
+    /// Keeps others away from the page with byte `offset`.
+    pub(super) fn hold(&self, offset: u64) -> Option<MutexGuard<'_, ()>> {
+        let number = offset / PAGE as u64 % LOCKS as u64;
+        Some(self.pages.get(usize::try_from(number).ok()?)?.lock())
+    }
+
+    /// Keeps others away from all pages with some of `len` bytes at `offset`.
+    pub(super) fn hold_all(&self, offset: u64, len: usize) -> Held<'_> {
+        let (page, locks) = (PAGE as u64, LOCKS as u64);
+        let first = offset / page;
+        let count = offset
+            .saturating_add(len as u64)
+            .div_ceil(page)
+            .saturating_sub(first);
+        let wanted = |lock: u64| (lock + locks - first % locks) % locks < count;
+        let mut held = (0..)
+            .zip(&self.pages)
+            .map(|(lock, mutex)| wanted(lock).then(|| mutex.lock()));
+        // In the order that they lie in, so that nobody waits for who waits for him.
+        Held(std::array::from_fn(|_| held.next().flatten()))
     }
 
     /// A slot that nobody has.
@@ -248,6 +287,29 @@ mod tests {
         for (offset, len) in [(0, 0), (0, 4608), (0, 511), (256, 512)] {
             assert_eq!(Head::new(offset, len), None, "{offset} {len}");
         }
+    }
+
+    #[test]
+    fn pages_are_held_and_others_are_not() {
+        let slots = Slots::new(AREA.offset);
+        let free = |slots: &Slots| -> Vec<usize> {
+            let all = slots.pages.iter().enumerate();
+            all.filter_map(|(at, lock)| lock.try_lock().map(|_| at))
+                .collect()
+        };
+        let held = slots.hold_all(62 * 4096 + 512, 3 * 4096);
+        assert_eq!(free(&slots), (2..62).collect::<Vec<_>>());
+        drop(held);
+        let held = slots.hold(65 * 4096 + 4095);
+        assert_eq!(
+            free(&slots),
+            [0].into_iter().chain(2..64).collect::<Vec<_>>()
+        );
+        drop(held);
+        let held = slots.hold_all(4096, 1 << 20);
+        assert_eq!(free(&slots), Vec::<usize>::new());
+        drop(held);
+        assert_eq!(free(&slots).len(), 64);
     }
 
     #[test]

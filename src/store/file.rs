@@ -150,9 +150,9 @@ impl FileMedium {
         if let Err(e) = data.map(len, self.opened.is_writable()) {
             info!("{path}: cannot be mapped: {e}");
         }
-        if let Some(area) = self.double {
-            data.write_twice(area.offset)
-                .map_err(self.opened.cannot("write to"))?;
+        let doubled = self.double.map(|area| data.write_twice(area.offset));
+        if let Some(Err(e)) = doubled {
+            info!("{path}: blocks in place are written through the descriptor: {e}");
         }
         match data.is_mapped() {
             true => info!("{path}: it lives in memory, and is mapped"),

@@ -33,7 +33,7 @@ use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 use log::warn;
 use vm_memory::{FileOffset, MmapRegion};
 
-use super::double::{Head, Slot};
+use super::double::{Head, Slot, Slots};
 use crate::guard::{self, Guarded, guard_image};
 use crate::mutant::{self, Mutant, Point};
 
@@ -95,6 +95,17 @@ impl Pages {
             }
         }
     }
+}
+
+/// What became of a write in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Twice {
+    /// It is written.
+    Done,
+    /// Its pages are not there, or it is of parts of sectors: perhaps some of it is written.
+    NotThere,
+    /// A page went away meanwhile. All has to be written through the descriptor, and the slot's head after it.
+    Lost,
 }
 
 /// A mapped image.
@@ -201,10 +212,11 @@ impl Mapped {
     }
 
     /// The same, by way of `slot`, which the caller has to itself: if the process is killed meanwhile, the next
-    /// one finds of each page what was there before, or what should be. `false` also for parts of sectors.
-    pub(super) fn write_twice(&self, slot: Slot, offset: u64, buf: &[u8]) -> bool {
+    /// one finds of each page what was there before, or what should be; and of two threads that write a page at
+    /// the same time, one is the last.
+    pub(super) fn write_twice(&self, slots: &Slots, slot: Slot, offset: u64, buf: &[u8]) -> Twice {
         let Some((first, end)) = self.known(offset, buf.len()).filter(|_| self.writable) else {
-            return false;
+            return Twice::NotThere;
         };
         self.touch(first, end);
         let (mut at, mut rest) = (offset, buf);
@@ -212,28 +224,43 @@ impl Mapped {
             let in_page = usize::try_from(PAGE - at % PAGE).unwrap_or(rest.len());
             let (page, behind) = rest.split_at(in_page.min(rest.len()));
             let Some(head) = Head::new(at, page.len()) else {
-                return false;
+                return Twice::NotThere;
             };
-            // SAFETY: the slot is a whole page of the mapping, apart from `page`, and this thread's alone.
-            unsafe {
-                let content = self.address(slot.content);
-                ptr::copy_nonoverlapping(page.as_ptr(), content, page.len());
+            let _held = slots.hold(at);
+            if !self.write_page(slot, head, at, page) {
+                return Twice::Lost;
             }
-            if !Mutant::WriteInPlaceOnce.is_on() {
-                self.say(slot, head);
-            }
-            for (index, half) in page.chunks(page.len().div_ceil(2)).enumerate() {
-                if index == 1 {
-                    mutant::pass(Point::HalfWritten);
-                }
-                let place = self.address(at + (index * half.len()) as u64);
-                // SAFETY: as for `read`.
-                unsafe { copy_past_caches(half, place) };
-            }
-            self.say(slot, Head::NOTHING);
             at += page.len() as u64;
             rest = behind;
         }
+        Twice::Done
+    }
+
+    /// Slot, head, place, head. `false`: something is lost, and the head may say anything.
+    fn write_page(&self, slot: Slot, head: Head, at: u64, page: &[u8]) -> bool {
+        // SAFETY: the slot is a whole page of the mapping, apart from `page`, and this thread's alone.
+        unsafe {
+            let content = self.address(slot.content);
+            ptr::copy_nonoverlapping(page.as_ptr(), content, page.len());
+        }
+        if self.guarded.is_lost() {
+            return false;
+        }
+        if !Mutant::WriteInPlaceOnce.is_on() {
+            self.say(slot, head);
+        }
+        for (index, half) in page.chunks(page.len().div_ceil(2)).enumerate() {
+            if index == 1 {
+                mutant::pass(Point::HalfWritten);
+            }
+            let place = self.address(at + (index * half.len()) as u64);
+            // SAFETY: as for `read`.
+            unsafe { copy_past_caches(half, place) };
+        }
+        if self.guarded.is_lost() {
+            return false;
+        }
+        self.say(slot, Head::NOTHING);
         !self.guarded.is_lost()
     }
 
@@ -354,7 +381,6 @@ pub(super) fn settle() {
 mod tests {
     use std::os::unix::fs::{FileExt, MetadataExt};
 
-    use super::super::double::Slots;
     use super::super::sys;
     use super::*;
 
@@ -451,14 +477,16 @@ mod tests {
             file.read_exact_at(&mut found, offset).unwrap();
             assert_eq!(found, bytes[..len]);
         }
-        let slot = Slots::new(LEN / 2).take().unwrap();
+        let slots = Slots::new(LEN / 2);
+        let slot = slots.take().unwrap();
         for (offset, len) in [
             (65_536, 4096),
             (66_048, 512),
             (69_120, 131_072),
             (LEN - 4096, 4096),
         ] {
-            assert!(mapped.write_twice(slot, offset, &bytes[..len]));
+            let written = mapped.write_twice(&slots, slot, offset, &bytes[..len]);
+            assert_eq!(written, Twice::Done);
             let mut found = vec![0; len];
             file.read_exact_at(&mut found, offset).unwrap();
             assert_eq!(found, bytes[..len]);
@@ -466,8 +494,10 @@ mod tests {
         let mut heads = [1; 4096];
         file.read_exact_at(&mut heads, LEN / 2).unwrap();
         assert_eq!(heads, [0; 4096], "nothing is being written");
-        assert!(!mapped.write_twice(slot, 65_537, &bytes[..512]));
-        assert!(!mapped.write_twice(slot, 65_536, &bytes[..513]));
+        for (offset, len) in [(65_537, 512), (65_536, 513), (LEN, 512)] {
+            let written = mapped.write_twice(&slots, slot, offset, &bytes[..len]);
+            assert_eq!(written, Twice::NotThere);
+        }
         let last = LEN - 10;
         assert!(mapped.write(last, &bytes[..10]));
         assert!(!mapped.write(last, &bytes[..11]));
@@ -485,6 +515,10 @@ mod tests {
         file.set_len(32768).unwrap();
         assert!(!mapped.read(61_440, &mut buf));
         assert!(!mapped.read(0, &mut buf), "nothing is sure any more");
+        let slots = Slots::new(0);
+        let slot = slots.take().unwrap();
+        let written = mapped.write_twice(&slots, slot, 28_672, &buf);
+        assert_eq!(written, Twice::NotThere);
         assert!(!mapped.write(0, &buf));
     }
 

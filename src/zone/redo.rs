@@ -349,6 +349,11 @@ impl Table {
         };
         let mut inner = self.inner.lock();
         let zone = inner.zone(index).ok_or(Unfit::Nowhere)?;
+        // What was looked at by `expect` need not be what stands in the region now.
+        if self.geometry().zone_type(index) != ZoneType::Sequential {
+            note.spoil();
+            return Err(Unfit::Nowhere);
+        }
         let end = Blocks(start.0.saturating_add(count.0));
         // Only one of this generation can be what is expected at its place.
         let current = zone.generation == intent.generation;

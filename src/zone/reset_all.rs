@@ -120,8 +120,8 @@ impl Table {
         inner.reset_all = None;
         let (mut zones, mut kept) = (Vec::new(), Vec::new());
         for (index, zone) in self.geometry.all_zones().zip(&mut inner.zones) {
+            zone.awaited = false;
             if self.geometry.zone_type(index) == ZoneType::Sequential {
-                zone.awaited = false;
                 zone.exclusive = true;
                 let list = match zone.has_something_to_reset() {
                     true => &mut zones,

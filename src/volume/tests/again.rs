@@ -638,3 +638,39 @@ fn a_reset_of_all_zones_that_somebody_made_up_ends() {
     assert_eq!(disk.finish(&again), Outcome::Done(Status::Ok, 0));
     assert_eq!(disk.append(1, &blocks(1, 1)), Sector(APPENDED_1));
 }
+
+#[test]
+fn a_write_made_up_for_a_conventional_zone_holds_up_no_reset_of_all_zones() {
+    let disk = Disk::new();
+    let generation = |zone| disk.record(zone).generation;
+    let (last, first) = (generation(3), generation(0));
+    let made_up = |command, zone, generation, change| {
+        let memory = Memory::new(99, blocks(9, 1));
+        memory.intend(Intent {
+            zone: ZoneIndex(zone),
+            generation,
+            change,
+        });
+        Kept { command, memory }
+    };
+    let place = Change::Write {
+        start: Blocks(0),
+        count: Blocks(1),
+    };
+    let span = Span {
+        sector: Sector(0),
+        len: BLOCK,
+    };
+    let reset = made_up(Command::ResetAll, 3, last, Change::ResetAll);
+    let write = made_up(Command::Write(span), 0, first, place);
+    // What the front-end puts into the region after it was looked at is in nobody's list.
+    let mut disk = reopened(disk, std::slice::from_ref(&reset));
+    let again = disk.start_again(0, &write);
+    assert_eq!(disk.finish(&again), Outcome::Done(Status::IoError, 0));
+    let again = disk.start_again(1, &reset);
+    assert_eq!(disk.finish(&again), Outcome::Done(Status::Ok, 0));
+    disk.append(1, &blocks(1, 1));
+    let another = disk.start(0, Command::ResetAll, Vec::new());
+    assert_eq!(disk.finish(&another), Outcome::Done(Status::Ok, 0));
+    assert_eq!(disk.state(1), ZoneState::Empty);
+}

@@ -534,11 +534,8 @@ fn one_from_before_a_reset_is_answered_although_the_one_at_its_place_since_is_gi
     assert_eq!(ends, [Outcome::Appended(Sector(APPENDED_1)), failed]);
 }
 
-/// Zones 1 and 3 hold something, and of a RESET_ALL the first part was done before the kill.
-fn reset_all_cut_off() -> (Disk, Kept) {
-    let mut disk = Disk::new();
-    disk.append(1, &blocks(1, 3));
-    disk.append(3, &blocks(1, 3));
+/// A RESET_ALL of which nothing but the intent is there.
+fn reset_all_intended(disk: &Disk) -> Kept {
     let memory = Memory::new(99, Vec::new());
     memory.intend(Intent {
         zone: ZoneIndex(3),
@@ -546,8 +543,17 @@ fn reset_all_cut_off() -> (Disk, Kept) {
         change: Change::ResetAll,
     });
     let command = Command::ResetAll;
+    Kept { command, memory }
+}
+
+/// Zones 1 and 3 hold something, and of a RESET_ALL the first part was done before the kill.
+fn reset_all_cut_off() -> (Disk, Kept) {
+    let mut disk = Disk::new();
+    disk.append(1, &blocks(1, 3));
+    disk.append(3, &blocks(1, 3));
+    let kept = reset_all_intended(&disk);
     assert_eq!(disk.zone(ZoneAction::Reset, 1), Status::Ok);
-    (disk, Kept { command, memory })
+    (disk, kept)
 }
 
 #[test]
@@ -625,14 +631,7 @@ fn nor_one_that_comes_after_what_others_wrote() {
 #[test]
 fn a_reset_of_all_zones_that_somebody_made_up_ends() {
     let disk = Disk::new();
-    let memory = Memory::new(99, Vec::new());
-    memory.intend(Intent {
-        zone: ZoneIndex(3),
-        generation: disk.record(3).generation,
-        change: Change::ResetAll,
-    });
-    let command = Command::ResetAll;
-    let kept = Kept { command, memory };
+    let kept = reset_all_intended(&disk);
     let mut disk = reopened(disk, std::slice::from_ref(&kept));
     let again = disk.start_again(1, &kept);
     assert_eq!(disk.finish(&again), Outcome::Done(Status::Ok, 0));
@@ -642,27 +641,21 @@ fn a_reset_of_all_zones_that_somebody_made_up_ends() {
 #[test]
 fn a_write_made_up_for_a_conventional_zone_holds_up_no_reset_of_all_zones() {
     let disk = Disk::new();
-    let generation = |zone| disk.record(zone).generation;
-    let (last, first) = (generation(3), generation(0));
-    let made_up = |command, zone, generation, change| {
-        let memory = Memory::new(99, blocks(9, 1));
-        memory.intend(Intent {
-            zone: ZoneIndex(zone),
-            generation,
-            change,
-        });
-        Kept { command, memory }
-    };
-    let place = Change::Write {
-        start: Blocks(0),
-        count: Blocks(1),
-    };
-    let span = Span {
+    let reset = reset_all_intended(&disk);
+    let memory = Memory::new(99, blocks(9, 1));
+    memory.intend(Intent {
+        zone: ZoneIndex(0),
+        generation: disk.record(0).generation,
+        change: Change::Write {
+            start: Blocks(0),
+            count: Blocks(1),
+        },
+    });
+    let command = Command::Write(Span {
         sector: Sector(0),
         len: BLOCK,
-    };
-    let reset = made_up(Command::ResetAll, 3, last, Change::ResetAll);
-    let write = made_up(Command::Write(span), 0, first, place);
+    });
+    let write = Kept { command, memory };
     // What the front-end puts into the region after it was looked at is in nobody's list.
     let mut disk = reopened(disk, std::slice::from_ref(&reset));
     let again = disk.start_again(0, &write);
